@@ -1,0 +1,41 @@
+//! Shared state as data: the operations that machines and drivers ask of a backend, and what comes back.
+//!
+//! A backend belongs to one server instance. Whatever it does for one operation is atomic in the store, and
+//! its cost does not grow with the number of members, connections or instances, except for
+//! enumerations, [`Op::ClearRoom`] and [`Op::CloseInstance`].
+
+mod op;
+
+use std::{future::Future, pin::Pin};
+
+use futures_core::Stream;
+
+pub use op::{
+    BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply, Topic,
+};
+
+/// A boxed future, as object-safe traits need it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A boxed stream, as object-safe traits need it.
+pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
+
+/// Where instances share what they know: the embedded memory backend, or Redis.
+///
+/// One value serves one server instance.
+pub trait Backend: Send + Sync + 'static {
+    /// Carries out one operation. The reply means that it is in force: after the reply to [`Op::Subscribe`],
+    /// whatever any instance publishes to the topic is noticed.
+    ///
+    /// # Errors
+    /// [`BackendError`]; where the store could not be reached, the outcome is unknown.
+    fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>>;
+
+    /// What the store tells this instance, in batches; within one topic first in, first out.
+    ///
+    /// Called once, by the server that owns the backend; a second call gives a stream that ends at once.
+    fn notices(&self) -> BoxStream<'static, Vec<Notice>>;
+
+    /// The name for health answers and logs: `"memory"`, `"redis"`.
+    fn name(&self) -> &'static str;
+}

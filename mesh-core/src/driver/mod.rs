@@ -1,0 +1,7 @@
+//! The runtime-neutral server: what carries the machines' actions out.
+
+mod runtime;
+mod socket;
+
+pub use runtime::{Runtime, Task, Timer};
+pub use socket::{ByteStream, CloseFrame, Socket, SocketError};

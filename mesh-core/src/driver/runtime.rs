@@ -1,0 +1,34 @@
+//! What a driver cannot do for itself: time, tasks and entropy.
+
+use std::{fmt::Debug, future::Future, pin::Pin, time::Instant};
+
+/// A boxed task, ready to be spawned.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
+
+/// Everything a driver cannot do for itself. Each adapter implements it once.
+///
+/// It is object-safe and held as `Arc<dyn Runtime>`, so that servers, clients and
+/// handlers are the same types on every runtime.
+pub trait Runtime: Debug + Send + Sync + 'static {
+    /// The current time, on the clock that [`sleep_until`](Self::sleep_until) follows.
+    fn now(&self) -> Instant;
+
+    /// A timer that fires at `deadline` and can be re-armed without allocating again.
+    ///
+    /// A timer may fire late, never early.
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>>;
+
+    /// Runs `task` to its end in the background.
+    ///
+    /// There is no handle, so nothing is cancelled by dropping one.
+    fn spawn(&self, task: Task);
+
+    /// Fresh entropy, drawn once per machine and passed to its constructor.
+    fn seed(&self) -> [u8; 32];
+}
+
+/// A timer of a [`Runtime`]: a future that is ready once its deadline has passed.
+pub trait Timer: Future<Output = ()> + Send {
+    /// Moves the deadline; the future may then be polled again, even if it was ready before.
+    fn reset(self: Pin<&mut Self>, deadline: Instant);
+}
