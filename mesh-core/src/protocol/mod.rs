@@ -1,7 +1,10 @@
 //! The wire format: bytes to frames and back, and the one place that knows their JSON shapes.
 
 mod dialect;
+mod frame;
+mod json;
 mod limits;
 
 pub use dialect::Dialect;
+pub use frame::{Frame, FrameError, parse};
 pub use limits::Limits;
