@@ -241,6 +241,20 @@ impl<'a> JsonStr<'a> {
         }
     }
 
+    /// The text that the string stands for, with U+FFFD for what is none.
+    pub(super) fn text_lossy(self) -> Cow<'a, str> {
+        if self.escaped {
+            let chars = self.chars();
+            Cow::Owned(
+                chars
+                    .map(|char| char.unwrap_or(char::REPLACEMENT_CHARACTER))
+                    .collect(),
+            )
+        } else {
+            Cow::Borrowed(self.raw)
+        }
+    }
+
     /// Does the string stand for `text`?
     pub(super) fn is(self, text: &str) -> bool {
         if self.escaped {
@@ -481,5 +495,10 @@ mod tests {
         ] {
             assert!(text(lone).is_err(), "{lone}");
         }
+        let lossy = Scanner::new(r#""a\ud800\ud83d\ude00\udc00""#)
+            .string()
+            .unwrap();
+        assert_eq!(lossy.text_lossy(), "a\u{fffd}😀\u{fffd}");
+        assert!(!lossy.is("a"));
     }
 }

@@ -1,10 +1,14 @@
 //! The wire format: bytes to frames and back, and the one place that knows their JSON shapes.
 
 mod dialect;
+pub mod encode;
+mod error;
 mod frame;
 mod json;
 mod limits;
 
 pub use dialect::Dialect;
+pub use encode::EncodeError;
+pub use error::{CommandError, codes};
 pub use frame::{Frame, FrameError, parse};
 pub use limits::Limits;

@@ -1,0 +1,319 @@
+//! Frames to send (`protocol.md`, section 1), each built in one buffer behind the room for its WebSocket header.
+//!
+//! A function takes either a value that serialises, or with `_raw` a payload that is JSON text at hand. The latter travels byte for
+//! byte and unchecked: it must be one valid JSON value.
+
+use std::io;
+
+use bytes::BytesMut;
+use serde::Serialize;
+
+use super::{error::CommandError, json::plain_len};
+use crate::websocket::TextFrame;
+
+/// `{"id":4294967295,"command":"","payload":}`
+const ENVELOPE: usize = 41;
+
+/// Room for the payload of a value whose length nobody knows yet.
+const PAYLOAD_GUESS: usize = 128;
+
+/// A value does not serialise to JSON, such as a map whose keys are no strings: the caller's fault.
+///
+/// Where it was a handler's result, the command is answered with an error all the same.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("the value does not serialise: {message}")]
+pub struct EncodeError {
+    message: String,
+}
+
+impl EncodeError {
+    /// What the serialiser says.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl From<serde_json::Error> for EncodeError {
+    fn from(error: serde_json::Error) -> Self {
+        Self {
+            message: error.to_string(),
+        }
+    }
+}
+
+/// The reply to command `id`: `{"id":N,"command":S,"payload":R}`. A float that is no number becomes `null`.
+///
+/// # Errors
+/// [`EncodeError`] where the payload does not serialise; answer with [`reply_error`] then.
+///
+/// ```
+/// use mesh_core::protocol::encode;
+///
+/// let frame = encode::reply(7, "echo", "hello")?;
+/// assert_eq!(frame.text(), r#"{"id":7,"command":"echo","payload":"hello"}"#);
+/// # Ok::<(), encode::EncodeError>(())
+/// ```
+pub fn reply<T: Serialize + ?Sized>(
+    id: u32,
+    command: &str,
+    payload: &T,
+) -> Result<TextFrame, EncodeError> {
+    typed(Some(id), command, payload)
+}
+
+/// The reply to command `id`, its payload JSON text.
+pub fn reply_raw(id: u32, command: &str, payload: &str) -> TextFrame {
+    raw(Some(id), command, payload)
+}
+
+/// The reply to a command that failed (`protocol.md`, section 2).
+pub fn reply_error(id: u32, command: &str, error: &CommandError) -> TextFrame {
+    let len = error.message().len() + error.code().len() + error.name().len() + 31;
+    frame(Some(id), command, len, |buffer| {
+        buffer.extend_from_slice(b"{\"error\":");
+        string(buffer, error.message());
+        buffer.extend_from_slice(b",\"code\":");
+        string(buffer, error.code());
+        buffer.extend_from_slice(b",\"name\":");
+        string(buffer, error.name());
+        buffer.extend_from_slice(b"}");
+    })
+}
+
+/// An event: `{"command":S,"payload":P}`.
+///
+/// # Errors
+/// [`EncodeError`] where the payload does not serialise.
+pub fn event<T: Serialize + ?Sized>(command: &str, payload: &T) -> Result<TextFrame, EncodeError> {
+    typed(None, command, payload)
+}
+
+/// An event, its payload JSON text.
+pub fn event_raw(command: &str, payload: &str) -> TextFrame {
+    raw(None, command, payload)
+}
+
+/// A command from a client; with an `id` it wants a reply.
+///
+/// # Errors
+/// [`EncodeError`] where the payload does not serialise.
+pub fn command<T: Serialize + ?Sized>(
+    id: Option<u32>,
+    command: &str,
+    payload: &T,
+) -> Result<TextFrame, EncodeError> {
+    typed(id, command, payload)
+}
+
+/// A command from a client, its payload JSON text.
+pub fn command_raw(id: Option<u32>, command: &str, payload: &str) -> TextFrame {
+    raw(id, command, payload)
+}
+
+fn typed<T: Serialize + ?Sized>(
+    id: Option<u32>,
+    command: &str,
+    payload: &T,
+) -> Result<TextFrame, EncodeError> {
+    let mut outcome = Ok(());
+    let frame = frame(id, command, PAYLOAD_GUESS, |buffer| {
+        outcome = serde_json::to_writer(Sink(buffer), payload);
+    });
+    outcome?;
+    Ok(frame)
+}
+
+fn raw(id: Option<u32>, command: &str, payload: &str) -> TextFrame {
+    frame(id, command, payload.len(), |buffer| {
+        buffer.extend_from_slice(payload.as_bytes());
+    })
+}
+
+fn frame(
+    id: Option<u32>,
+    command: &str,
+    payload_len: usize,
+    payload: impl FnOnce(&mut BytesMut),
+) -> TextFrame {
+    TextFrame::build(ENVELOPE + command.len() + payload_len, |buffer| {
+        match id {
+            Some(id) => {
+                buffer.extend_from_slice(b"{\"id\":");
+                integer(buffer, id);
+                buffer.extend_from_slice(b",\"command\":");
+            }
+            None => buffer.extend_from_slice(b"{\"command\":"),
+        }
+        string(buffer, command);
+        buffer.extend_from_slice(b",\"payload\":");
+        payload(buffer);
+        buffer.extend_from_slice(b"}");
+    })
+}
+
+fn integer(buffer: &mut BytesMut, mut value: u32) {
+    let mut digits = [0; 10];
+    let mut start = digits.len();
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+        start -= 1;
+        if value == 0 {
+            break;
+        }
+    }
+    buffer.extend_from_slice(&digits[start..]);
+}
+
+/// Appends a string with its quotes, copying from one byte that needs an escape to the next.
+fn string(buffer: &mut BytesMut, text: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut rest = text.as_bytes();
+    buffer.extend_from_slice(b"\"");
+    loop {
+        let (plain, special) = rest.split_at(plain_len(rest));
+        buffer.extend_from_slice(plain);
+        let Some((&byte, after)) = special.split_first() else {
+            break;
+        };
+        match byte {
+            b'"' => buffer.extend_from_slice(b"\\\""),
+            b'\\' => buffer.extend_from_slice(b"\\\\"),
+            0x8 => buffer.extend_from_slice(b"\\b"),
+            0xc => buffer.extend_from_slice(b"\\f"),
+            b'\n' => buffer.extend_from_slice(b"\\n"),
+            b'\r' => buffer.extend_from_slice(b"\\r"),
+            b'\t' => buffer.extend_from_slice(b"\\t"),
+            control => {
+                let (high, low) = (usize::from(control >> 4), usize::from(control & 15));
+                buffer.extend_from_slice(&[b'\\', b'u', b'0', b'0', HEX[high], HEX[low]]);
+            }
+        }
+        rest = after;
+    }
+    buffer.extend_from_slice(b"\"");
+}
+
+/// Where the serialiser writes to; it never fails.
+struct Sink<'a>(&'a mut BytesMut);
+
+impl io::Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
+    use super::{
+        CommandError, command, command_raw, event, event_raw, reply, reply_error, reply_raw,
+    };
+    use crate::protocol::parse;
+
+    #[test]
+    fn every_shape_has_its_bytes() {
+        let error = CommandError::not_found("x");
+        let raw = RawValue::from_string("{\"a\" :\n1}".to_owned()).unwrap();
+        let rows = [
+            (
+                reply(0, "c", "r").unwrap(),
+                r#"{"id":0,"command":"c","payload":"r"}"#,
+            ),
+            (
+                reply(u32::MAX, "c", &()).unwrap(),
+                r#"{"id":4294967295,"command":"c","payload":null}"#,
+            ),
+            (
+                reply(10, "c", &[f64::NAN, 0.5]).unwrap(),
+                r#"{"id":10,"command":"c","payload":[null,0.5]}"#,
+            ),
+            (
+                reply(9, "c", &raw).unwrap(),
+                "{\"id\":9,\"command\":\"c\",\"payload\":{\"a\" :\n1}}",
+            ),
+            (
+                reply_raw(123, "c", "[\n]"),
+                "{\"id\":123,\"command\":\"c\",\"payload\":[\n]}",
+            ),
+            (
+                reply_error(7, "x", &error),
+                r#"{"id":7,"command":"x","payload":{"error":"Command \"x\" not found","code":"ENOTFOUND","name":"CommandError"}}"#,
+            ),
+            (event("e", &1).unwrap(), r#"{"command":"e","payload":1}"#),
+            (event_raw("e", "{}"), r#"{"command":"e","payload":{}}"#),
+            (
+                command(Some(1), "c", &()).unwrap(),
+                r#"{"id":1,"command":"c","payload":null}"#,
+            ),
+            (
+                command(None, "c", &()).unwrap(),
+                r#"{"command":"c","payload":null}"#,
+            ),
+            (
+                command_raw(None, "pong", "{}"),
+                r#"{"command":"pong","payload":{}}"#,
+            ),
+            (
+                event_raw("\"\\\n\r\t\u{1}\u{1f}\u{7f}ü", "1"),
+                "{\"command\":\"\\\"\\\\\\n\\r\\t\\u0001\\u001f\u{7f}ü\",\"payload\":1}",
+            ),
+        ];
+        for (frame, text) in rows {
+            assert_eq!(frame.text(), text);
+        }
+    }
+
+    #[test]
+    fn a_value_that_does_not_serialise_is_an_error_with_its_reason() {
+        let map = BTreeMap::from([(vec![1], 1)]);
+        let error = reply(1, "c", &map).unwrap_err();
+        assert_eq!(error.message(), "key must be a string");
+        assert_eq!(event("e", &map), Err(error.clone()));
+        assert_eq!(command(None, "c", &map), Err(error.clone()));
+        let error = CommandError::from(error);
+        assert_eq!((error.code(), error.name()), ("ESERVER", "Error"));
+    }
+
+    /// Any text, rich in what needs escaping.
+    fn text() -> impl Strategy<Value = String> {
+        let char = prop_oneof![any::<char>(), proptest::char::range('\0', '~')];
+        proptest::collection::vec(char, 0..40).prop_map(String::from_iter)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_parsed_again(id: Option<u32>, name in text(), value in (text(), any::<i64>(), any::<Option<bool>>())) {
+            let frame = command(id, &name, &value).unwrap();
+            let parsed = parse(frame.text(), 128).unwrap();
+            prop_assert_eq!(parsed.id, id);
+            prop_assert_eq!(&parsed.command, &name);
+            let json = serde_json::to_string(&value).unwrap();
+            prop_assert_eq!(parsed.payload, json.as_str());
+            prop_assert_eq!(command_raw(id, &name, &json), frame);
+        }
+
+        #[test]
+        fn an_error_reply_is_read_as_that_error(message in text(), code in text(), name in text()) {
+            let error = CommandError::new(message).with_code(code).with_name(name);
+            let frame = reply_error(1, "c", &error);
+            prop_assert_eq!(&frame, &reply(1, "c", &error).unwrap());
+            let parsed = parse(frame.text(), 128).unwrap();
+            prop_assert_eq!(CommandError::from_reply(parsed.payload), Some(error));
+        }
+    }
+}
