@@ -35,7 +35,7 @@ impl TextFrame {
     /// Encodes a text that is at hand whole.
     pub fn new(text: &str) -> Self {
         Self::build(text.len(), |buffer| {
-            buffer.extend_from_slice(text.as_bytes())
+            buffer.extend_from_slice(text.as_bytes());
         })
     }
 
@@ -47,7 +47,7 @@ impl TextFrame {
         let mut buffer = BytesMut::with_capacity(HEADER_MAX + len_hint);
         buffer.resize(HEADER_MAX, 0);
         write(&mut buffer);
-        let (header, len) = header(buffer.len() - HEADER_MAX);
+        let (header, len) = header(TEXT, buffer.len() - HEADER_MAX);
         let start = HEADER_MAX - len;
         buffer[start..HEADER_MAX].copy_from_slice(&header[..len]);
         Self(buffer.freeze().slice(start..))
@@ -92,10 +92,10 @@ impl std::fmt::Debug for TextFrame {
     }
 }
 
-/// The header of an unmasked text frame and how many of its bytes count.
-fn header(len: usize) -> ([u8; HEADER_MAX], usize) {
+/// The header of an unmasked frame, with FIN and opcode in `first`, and how many of its bytes count.
+pub(super) fn header(first: u8, len: usize) -> ([u8; HEADER_MAX], usize) {
     let mut header = [0; HEADER_MAX];
-    header[0] = TEXT;
+    header[0] = first;
     match (u8::try_from(len), u16::try_from(len)) {
         (Ok(short @ 0..=125), _) => {
             header[1] = short;

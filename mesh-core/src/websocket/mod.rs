@@ -6,21 +6,16 @@
 //! ```
 
 mod close;
+mod decode;
+mod encode;
 mod frame;
+#[cfg(any(test, feature = "__fuzzing"))]
+#[cfg_attr(feature = "__fuzzing", doc(hidden))]
+pub mod fuzzing;
+#[cfg(test)]
+mod tests;
 
 pub use close::CloseCode;
+pub use decode::{DecodeError, Decoded, Decoder, Event, Role};
+pub use encode::{ControlTooLong, encode_close, encode_message, encode_ping, encode_pong};
 pub use frame::{Message, TextFrame};
-
-/// The peer broke the framing rules.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// A message, alone or put together from its fragments, is longer than the limit. Close code 1009.
-    #[error("a message of {len} bytes is over the limit of {max}")]
-    TooLong {
-        /// Bytes so far, or as announced.
-        len: u64,
-        /// The limit.
-        max: usize,
-    },
-}
