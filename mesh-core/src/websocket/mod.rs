@@ -12,6 +12,7 @@ mod frame;
 #[cfg(any(test, feature = "__fuzzing"))]
 #[cfg_attr(feature = "__fuzzing", doc(hidden))]
 pub mod fuzzing;
+pub mod handshake;
 #[cfg(test)]
 mod tests;
 
