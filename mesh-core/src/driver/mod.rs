@@ -4,4 +4,6 @@ mod runtime;
 mod socket;
 
 pub use runtime::{Runtime, Task, Timer};
-pub use socket::{ByteStream, CloseFrame, Socket, SocketError};
+pub use socket::{ByteStream, Socket, SocketError};
+
+pub use crate::websocket::CloseFrame;

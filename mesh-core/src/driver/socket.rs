@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use crate::websocket::{CloseCode, Message, TextFrame};
+use crate::websocket::{CloseFrame, Message, TextFrame};
 
 /// A WebSocket connection that deals in batches of whole messages.
 ///
@@ -54,15 +54,6 @@ pub trait Socket: Send + 'static {
         cx: &mut Context<'_>,
         close: &CloseFrame,
     ) -> Poll<Result<(), SocketError>>;
-}
-
-/// Why and how a connection is closed (RFC 6455, section 5.5.1).
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct CloseFrame {
-    /// The status code.
-    pub code: CloseCode,
-    /// The reason, at most 123 bytes on the wire; longer ones are cut at a character.
-    pub reason: String,
 }
 
 /// Why a socket is over.

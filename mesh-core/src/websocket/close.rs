@@ -38,6 +38,15 @@ impl CloseCode {
     }
 }
 
+/// Why and how a connection is closed (RFC 6455, section 5.5.1).
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CloseFrame {
+    /// The status code.
+    pub code: CloseCode,
+    /// The reason, at most 123 bytes on the wire; longer ones are cut at a character.
+    pub reason: String,
+}
+
 #[cfg(test)]
 mod tests {
     use super::CloseCode;

@@ -16,7 +16,7 @@ pub mod handshake;
 #[cfg(test)]
 mod tests;
 
-pub use close::CloseCode;
+pub use close::{CloseCode, CloseFrame};
 pub use decode::{DecodeError, Decoded, Decoder, Event, Role};
 pub use encode::{ControlTooLong, encode_close, encode_message, encode_ping, encode_pong};
 pub use frame::{Message, TextFrame};
