@@ -1,11 +1,14 @@
 //! The wire format: bytes to frames and back, and the one place that knows their JSON shapes.
 
+pub mod builtin;
 mod dialect;
 pub mod encode;
 mod error;
 mod frame;
 mod json;
 mod limits;
+pub mod names;
+pub mod payload;
 
 pub use dialect::Dialect;
 pub use encode::EncodeError;
