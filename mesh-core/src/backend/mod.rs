@@ -4,12 +4,14 @@
 //! its cost does not grow with the number of members, connections or instances, except for
 //! enumerations, [`Op::ClearRoom`] and [`Op::CloseInstance`].
 
+mod memory;
 mod op;
 
 use std::{future::Future, pin::Pin};
 
 use futures_core::Stream;
 
+pub use memory::{MemoryBackend, MemoryCluster, NOTICES_BYTES_MAX, Store};
 pub use op::{
     BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply, Topic,
 };
@@ -32,6 +34,9 @@ pub trait Backend: Send + Sync + 'static {
     fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>>;
 
     /// What the store tells this instance, in batches; within one topic first in, first out.
+    ///
+    /// Notices and replies are not ordered among each other: a notice may be read before the reply to the
+    /// operation that caused it, or after the reply to an [`Op::Unsubscribe`] of its topic.
     ///
     /// Called once, by the server that owns the backend; a second call gives a stream that ends at once.
     fn notices(&self) -> BoxStream<'static, Vec<Notice>>;

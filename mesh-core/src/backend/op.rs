@@ -66,33 +66,45 @@ impl ConnectionId {
 }
 
 /// One atomic operation on the shared state.
+///
+/// What the variants leave unsaid:
+/// - Every operation but [`OpenInstance`](Self::OpenInstance) needs an instance that is open; without one it fails
+///   with [`BackendError::Usage`].
+/// - A connection belongs to the instance that its id names. Its own instance opens it, closes it and joins it to
+///   rooms; every instance may read it, set its metadata and end its memberships.
+/// - A room exists while it has a member or metadata; a room that does not exist reads as an empty one. The same
+///   holds for connections and channels that are unknown.
+/// - The JSON document `null` is no metadata: setting it removes what was there.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
     /// Every connection's metadata, all instances. → [`Reply::ConnectionsMetadata`]
     AllConnectionMetadata,
-    /// Every room's metadata, rooms without any left out. → [`Reply::RoomsMetadata`]
+    /// Every room's metadata, by name, rooms without any left out. → [`Reply::RoomsMetadata`]
     AllRoomMetadata,
-    /// Removes all members and the metadata of a room. → [`Reply::Done`]
+    /// Removes all members and the metadata of a room. Nobody is told: an instance with members there learns it from
+    /// whoever cleared the room, by a message on [`Topic::Room`]. → [`Reply::Done`]
     ClearRoom {
         /// The room.
         room: Name,
     },
-    /// Removes a connection from every room and list, with its metadata. Harmless if it is unknown. → [`Reply::Done`]
+    /// Removes a connection of this instance from every room and list, with its metadata. Harmless if it is unknown;
+    /// a [`JoinRoom`](Self::JoinRoom) that comes later is refused. → [`Reply::Done`]
     CloseConnection {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Removes all connections of this instance, and the instance. → [`Reply::Done`]
+    /// Removes all connections and subscriptions of this instance, and the instance. It is the last operation of a
+    /// backend. → [`Reply::Done`]
     CloseInstance,
-    /// A connection's metadata. → [`Reply::Metadata`]
+    /// A connection's metadata, `None` also where the connection is unknown. → [`Reply::Metadata`]
     ConnectionMetadata {
         /// The connection.
         connection: ConnectionId,
     },
     /// Every connection, all instances. → [`Reply::Connections`]
     Connections,
-    /// The newest messages of a channel, newest first. → [`Reply::History`]
+    /// The newest messages of a channel's history, newest first. → [`Reply::History`]
     History {
         /// The channel.
         channel: Name,
@@ -106,7 +118,10 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Makes a connection a member of a room; true if it was none. → [`Reply::Flag`]
+    /// Makes an open connection of this instance a member of a room; true if it was none. → [`Reply::Flag`]
+    ///
+    /// Any other connection fails with [`BackendError::UnknownConnection`], so that a join that loses the race with
+    /// its connection's end leaves no ghost. It is an error and not `false`, because `false` means a member.
     JoinRoom {
         /// The room.
         room: Name,
@@ -120,7 +135,10 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Registers a connection of this instance. → [`Reply::Done`]
+    /// Registers a connection of this instance. One that is open stays as it is, so that the operation can be
+    /// repeated when its outcome is unknown. → [`Reply::Done`]
+    ///
+    /// An id that names another instance is a [`BackendError::Usage`].
     OpenConnection {
         /// The connection.
         connection: ConnectionId,
@@ -128,13 +146,15 @@ pub enum Op {
         metadata: Option<Json>,
     },
     /// Registers this instance; the first operation of every backend. → [`Reply::Done`]
+    ///
+    /// A second one on the same backend, an id that is in use, empty or has a dot is a [`BackendError::Usage`].
     OpenInstance {
         /// The instance.
         instance: InstanceId,
     },
     /// Hands a message to every *other* instance that is subscribed to the topic. → [`Reply::Done`]
     Publish {
-        /// The topic; never [`Topic::Channel`], whose messages are [`Op::PublishChannel`].
+        /// The topic; [`Topic::Channel`], whose messages are [`Op::PublishChannel`], is a [`BackendError::Usage`].
         topic: Topic,
         /// The encoded message.
         message: Bytes,
@@ -146,7 +166,8 @@ pub enum Op {
         channel: Name,
         /// The message, byte for byte.
         message: Bytes,
-        /// How many messages the history holds after this one; 0 leaves the history alone.
+        /// How many messages the history holds at most after this one, itself included; older ones are
+        /// dropped. 0 leaves the history alone: the message is not in it.
         history: usize,
     },
     /// A room's members, all instances, any order. → [`Reply::Connections`]
@@ -164,26 +185,35 @@ pub enum Op {
         /// The room.
         room: Name,
     },
-    /// Changes a connection's metadata, and tells the result. False where the connection is unknown. → [`Reply::Changed`]
+    /// Changes the metadata of a connection, of whatever instance, and tells the result; where the connection is
+    /// unknown nothing is changed and the answer is `None`. → [`Reply::Changed`]
+    ///
+    /// A merge can fail with [`BackendError::TooLong`].
     SetConnectionMetadata {
         /// The connection.
         connection: ConnectionId,
         /// The change.
         change: MetadataChange,
     },
-    /// Changes a room's metadata. → [`Reply::Changed`]
+    /// Changes a room's metadata, and tells the result. The room need not exist. → [`Reply::Changed`]
+    ///
+    /// A merge can fail with [`BackendError::TooLong`].
     SetRoomMetadata {
         /// The room.
         room: Name,
         /// The change.
         change: MetadataChange,
     },
-    /// Takes topics; the reply means in force. Taking one twice is harmless. → [`Reply::Done`]
+    /// Takes topics. Taking one twice is harmless, and one [`Unsubscribe`](Self::Unsubscribe) gives it back.
+    /// → [`Reply::Done`]
+    ///
+    /// The reply means in force: what is published before is not noticed, everything after it is.
     Subscribe {
         /// The topics.
         topics: Vec<Topic>,
     },
-    /// Gives topics back. → [`Reply::Done`]
+    /// Gives topics back; one that was not taken is passed over. Nothing published after the reply is noticed, but
+    /// what was published before it may still be on its way. → [`Reply::Done`]
     Unsubscribe {
         /// The topics.
         topics: Vec<Topic>,
@@ -193,7 +223,9 @@ pub enum Op {
 /// What happens to a metadata document.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MetadataChange {
-    /// The keys of this object replace those of the stored one, one level deep and atomically; where either is no object, the new value replaces the old.
+    /// The keys of this object replace those of the stored one, one level deep and atomically; where either is no
+    /// object, the new value replaces the old. A key whose new value is `null` is kept as `null`. The values keep
+    /// their bytes, the order of the keys is not kept.
     Merge(Json),
     /// The value replaces what is stored.
     Replace(Json),
@@ -203,7 +235,8 @@ pub enum MetadataChange {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Reply {
-    /// The metadata after a change; `None` where the connection is unknown and nothing changed.
+    /// The metadata after a change, `null` where it was removed; `None` where the connection is unknown and nothing
+    /// changed.
     Changed(Option<Json>),
     /// Connections, in any order.
     Connections(Vec<ConnectionId>),
@@ -248,13 +281,24 @@ pub enum Notice {
     },
 }
 
-/// An operation failed.
+/// An operation failed. Unless the variant says otherwise, it changed nothing.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
+    /// A merged document would be longer than the store allows. Wire code `EINVALID`.
+    #[error("the metadata would be {len} bytes long, more than {max}")]
+    TooLong {
+        /// The length it would have, in bytes.
+        len: usize,
+        /// The longest allowed, in bytes.
+        max: usize,
+    },
     /// The store cannot be reached; whether the operation took effect is unknown. Wire code `EUNAVAILABLE`.
     #[error("the backend cannot be reached: {0}")]
     Unavailable(String),
+    /// The connection is not, or no longer, an open one of this instance. Wire code `ENOTFOUND`.
+    #[error("no such connection of this instance")]
+    UnknownConnection,
     /// The operation is not one this backend may get, such as a second [`Op::OpenInstance`].
     #[error("the backend refuses the operation: {0}")]
     Usage(String),

@@ -1,0 +1,487 @@
+//! The backend against a naive model: a heap of facts, searched from end to end.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use proptest::{collection::vec, option, prelude::*, sample::select};
+use serde_json::Value;
+
+use super::*;
+use crate::backend::{ConnectionId, Json, MetadataChange, Name, Topic};
+
+/// Small enough that random merges reach it.
+const METADATA_BYTES_MAX: usize = 24;
+
+#[derive(Clone, Debug, PartialEq)]
+enum Fact {
+    Connection(ConnectionId, Option<Json>),
+    Instance(InstanceId),
+    Member(Name, ConnectionId),
+    Message(Name, Bytes),
+    RoomMetadata(Name, Json),
+    Subscribed(InstanceId, Topic),
+}
+use Fact::*;
+
+/// Facts in the order in which they came true, and what each instance is to notice.
+#[derive(Default)]
+struct Model {
+    facts: Vec<Fact>,
+    notices: Vec<(InstanceId, Notice)>,
+}
+
+impl Model {
+    fn has(&self, fact: &Fact) -> bool {
+        self.facts.contains(fact)
+    }
+
+    fn add(&mut self, fact: Fact) -> bool {
+        let new = !self.has(&fact);
+        if new {
+            self.facts.push(fact);
+        }
+        new
+    }
+
+    fn remove(&mut self, fact: &Fact) -> bool {
+        let had = self.has(fact);
+        self.facts.retain(|it| it != fact);
+        had
+    }
+
+    /// What the function makes of each fact it knows, sorted.
+    fn all<T: Ord>(&self, of: impl Fn(&Fact) -> Option<T>) -> Vec<T> {
+        let mut all: Vec<T> = self.facts.iter().filter_map(of).collect();
+        all.sort();
+        all
+    }
+
+    fn connections(&self) -> Vec<(ConnectionId, Option<Json>)> {
+        self.all(|fact| {
+            if let Connection(id, metadata) = fact {
+                Some((id.clone(), metadata.clone()))
+            } else {
+                None
+            }
+        })
+    }
+
+    fn members(&self, room: &Name) -> Vec<ConnectionId> {
+        self.all(|fact| {
+            if let Member(of, id) = fact {
+                (of == room).then(|| id.clone())
+            } else {
+                None
+            }
+        })
+    }
+
+    fn rooms(&self) -> Vec<(Name, Json)> {
+        self.all(|fact| {
+            if let RoomMetadata(room, json) = fact {
+                Some((room.clone(), json.clone()))
+            } else {
+                None
+            }
+        })
+    }
+
+    fn open(&self, connection: &ConnectionId) -> Option<Option<Json>> {
+        self.connections()
+            .into_iter()
+            .find(|(id, _)| id == connection)
+            .map(|(_, metadata)| metadata)
+    }
+
+    fn gone(&mut self, gone: impl Fn(&ConnectionId) -> bool) {
+        self.facts
+            .retain(|fact| !matches!(fact, Connection(id, _) | Member(_, id) if gone(id)));
+    }
+
+    fn notice(&mut self, topic: &Topic, message: &Bytes, except: Option<&InstanceId>) {
+        let listening = self.all(|fact| {
+            if let Subscribed(id, of) = fact {
+                (of == topic).then(|| id.clone())
+            } else {
+                None
+            }
+        });
+        for id in listening.into_iter().filter(|id| Some(id) != except) {
+            self.notices.push((
+                id,
+                Notice::Message {
+                    topic: topic.clone(),
+                    message: message.clone(),
+                },
+            ));
+        }
+    }
+
+    fn apply(&mut self, me: &InstanceId, op: Op) -> Result<Reply, BackendError> {
+        if let Op::OpenInstance { instance } = op {
+            return if self.add(Instance(instance)) {
+                Ok(Reply::Done)
+            } else {
+                Err(usage(""))
+            };
+        }
+        if !self.has(&Instance(me.clone())) {
+            return Err(usage(""));
+        }
+        let mine = |connection: &ConnectionId| connection.instance().as_ref() == Some(me);
+        Ok(match op {
+            Op::AllConnectionMetadata => Reply::ConnectionsMetadata(self.connections()),
+            Op::AllRoomMetadata => Reply::RoomsMetadata(self.rooms()),
+            Op::ClearRoom { room } => {
+                self.facts.retain(
+                    |fact| !matches!(fact, Member(of, _) | RoomMetadata(of, _) if *of == room),
+                );
+                Reply::Done
+            }
+            Op::CloseConnection { connection } => {
+                self.gone(|id| *id == connection && mine(id));
+                Reply::Done
+            }
+            Op::CloseInstance => {
+                self.gone(mine);
+                self.facts
+                    .retain(|fact| !matches!(fact, Instance(id) | Subscribed(id, _) if id == me));
+                Reply::Done
+            }
+            Op::ConnectionMetadata { connection } => {
+                Reply::Metadata(self.open(&connection).flatten())
+            }
+            Op::Connections => {
+                Reply::Connections(self.connections().into_iter().map(|(id, _)| id).collect())
+            }
+            Op::History { channel, limit } => {
+                let kept = self.facts.iter().filter_map(|fact| match fact {
+                    Message(of, message) if *of == channel => Some(message.clone()),
+                    _ => None,
+                });
+                Reply::History(kept.rev().take(limit).collect())
+            }
+            Op::IsInRoom { room, connection } => Reply::Flag(self.has(&Member(room, connection))),
+            Op::JoinRoom { room, connection } => {
+                if self.open(&connection).is_none() || !mine(&connection) {
+                    return Err(BackendError::UnknownConnection);
+                }
+                Reply::Flag(self.add(Member(room, connection)))
+            }
+            Op::LeaveRoom { room, connection } => {
+                Reply::Flag(self.remove(&Member(room, connection)))
+            }
+            Op::OpenConnection {
+                connection,
+                metadata,
+            } => {
+                if !mine(&connection) {
+                    return Err(usage(""));
+                }
+                if self.open(&connection).is_none() {
+                    self.add(Connection(
+                        connection,
+                        metadata.filter(|json| &**json != "null"),
+                    ));
+                }
+                Reply::Done
+            }
+            Op::Publish { topic, message } => {
+                if matches!(topic, Topic::Channel(_)) {
+                    return Err(usage(""));
+                }
+                self.notice(&topic, &message, Some(me));
+                Reply::Done
+            }
+            Op::PublishChannel {
+                channel,
+                message,
+                history,
+            } => {
+                if history > 0 {
+                    self.facts.push(Message(channel.clone(), message.clone()));
+                    let kept = self
+                        .facts
+                        .iter()
+                        .filter(|fact| matches!(fact, Message(of, _) if *of == channel));
+                    let mut surplus = kept.count().saturating_sub(history);
+                    self.facts.retain(|fact| {
+                        let drop = surplus > 0 && matches!(fact, Message(of, _) if *of == channel);
+                        surplus -= usize::from(drop);
+                        !drop
+                    });
+                }
+                self.notice(&Topic::Channel(channel), &message, None);
+                Reply::Done
+            }
+            Op::RoomMembers { room } => Reply::Connections(self.members(&room)),
+            Op::RoomMembersMetadata { room } => {
+                let members = self.members(&room).into_iter();
+                Reply::ConnectionsMetadata(
+                    members
+                        .map(|id| (id.clone(), self.open(&id).flatten()))
+                        .collect(),
+                )
+            }
+            Op::RoomMetadata { room } => Reply::Metadata(
+                self.rooms()
+                    .into_iter()
+                    .find(|(of, _)| *of == room)
+                    .map(|(_, json)| json),
+            ),
+            Op::SetConnectionMetadata { connection, change } => {
+                let Some(old) = self.open(&connection) else {
+                    return Ok(Reply::Changed(None));
+                };
+                let new = change_of(old.as_ref(), change)?;
+                self.remove(&Connection(connection.clone(), old));
+                self.add(Connection(
+                    connection,
+                    Some(new.clone()).filter(|json| &**json != "null"),
+                ));
+                Reply::Changed(Some(new))
+            }
+            Op::SetRoomMetadata { room, change } => {
+                let old = self
+                    .rooms()
+                    .into_iter()
+                    .find(|(of, _)| *of == room)
+                    .map(|(_, json)| json);
+                let new = change_of(old.as_ref(), change)?;
+                self.facts
+                    .retain(|fact| !matches!(fact, RoomMetadata(of, _) if *of == room));
+                if &*new != "null" {
+                    self.add(RoomMetadata(room, new.clone()));
+                }
+                Reply::Changed(Some(new))
+            }
+            Op::Subscribe { topics } => {
+                for topic in topics {
+                    self.add(Subscribed(me.clone(), topic));
+                }
+                Reply::Done
+            }
+            Op::Unsubscribe { topics } => {
+                for topic in topics {
+                    self.remove(&Subscribed(me.clone(), topic));
+                }
+                Reply::Done
+            }
+            Op::OpenInstance { .. } => unreachable!(),
+        })
+    }
+}
+
+fn change_of(old: Option<&Json>, change: MetadataChange) -> Result<Json, BackendError> {
+    let new = match change {
+        MetadataChange::Replace(new) => return Ok(new),
+        MetadataChange::Merge(new) => new,
+    };
+    let old = old.map(|old| serde_json::from_str(old).unwrap());
+    let merged = match (old, serde_json::from_str(&new).unwrap()) {
+        (Some(Value::Object(mut old)), Value::Object(new)) => {
+            old.extend(new);
+            Json::from(Value::Object(old).to_string())
+        }
+        _ => new,
+    };
+    let (len, max) = (merged.len(), METADATA_BYTES_MAX);
+    if len > max {
+        Err(BackendError::TooLong { len, max })
+    } else {
+        Ok(merged)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// The instance dies without a word, and its successor has the same id.
+    Die,
+    Op(Op),
+    /// The instance reads its notices.
+    Read,
+}
+
+const INSTANCES: [&str; 3] = ["a", "aa", "b"];
+
+fn name() -> impl Strategy<Value = Name> {
+    select(vec!["r", "s"]).prop_map(Into::into)
+}
+
+fn connection() -> impl Strategy<Value = ConnectionId> {
+    let ids = vec!["a.1", "a.2", "aa.1", "b.1", "b.2", "stray"];
+    select(ids).prop_map(Into::into)
+}
+
+fn topic() -> impl Strategy<Value = Topic> {
+    prop_oneof![
+        Just(Topic::All),
+        name().prop_map(Topic::Channel),
+        name().prop_map(Topic::Room),
+        select(&INSTANCES[..]).prop_map(|id| Topic::Instance(id.into())),
+    ]
+}
+
+fn json() -> impl Strategy<Value = Json> {
+    let documents = vec![
+        "null",
+        "7",
+        "[]",
+        "{}",
+        r#"{"a":1}"#,
+        r#"{"a":{"x":1}}"#,
+        r#"{"b":null}"#,
+        r#"{"c":"cccccccc"}"#,
+    ];
+    select(documents).prop_map(Into::into)
+}
+
+fn change() -> impl Strategy<Value = MetadataChange> {
+    prop_oneof![
+        json().prop_map(MetadataChange::Replace),
+        json().prop_map(MetadataChange::Merge)
+    ]
+}
+
+fn message() -> impl Strategy<Value = Bytes> {
+    (0..100u8).prop_map(|byte| Bytes::from(vec![byte]))
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let open = (connection(), option::of(json()));
+    prop_oneof![
+        1 => Just(Op::AllConnectionMetadata),
+        1 => Just(Op::AllRoomMetadata),
+        1 => Just(Op::CloseInstance),
+        1 => Just(Op::Connections),
+        1 => name().prop_map(|room| Op::ClearRoom { room }),
+        1 => connection().prop_map(|connection| Op::CloseConnection { connection }),
+        1 => connection().prop_map(|connection| Op::ConnectionMetadata { connection }),
+        1 => (name(), 0..4usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
+        1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
+        4 => (name(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),
+        1 => (name(), connection()).prop_map(|(room, connection)| Op::LeaveRoom { room, connection }),
+        6 => open.prop_map(|(connection, metadata)| Op::OpenConnection { connection, metadata }),
+        2 => select(&INSTANCES[..]).prop_map(|id| Op::OpenInstance { instance: id.into() }),
+        4 => (topic(), message()).prop_map(|(topic, message)| Op::Publish { topic, message }),
+        4 => (name(), message(), 0..4usize)
+            .prop_map(|(channel, message, history)| Op::PublishChannel { channel, message, history }),
+        1 => name().prop_map(|room| Op::RoomMembers { room }),
+        1 => name().prop_map(|room| Op::RoomMembersMetadata { room }),
+        1 => name().prop_map(|room| Op::RoomMetadata { room }),
+        2 => (connection(), change())
+            .prop_map(|(connection, change)| Op::SetConnectionMetadata { connection, change }),
+        2 => (name(), change()).prop_map(|(room, change)| Op::SetRoomMetadata { room, change }),
+        4 => vec(topic(), 0..4).prop_map(|topics| Op::Subscribe { topics }),
+        1 => vec(topic(), 0..4).prop_map(|topics| Op::Unsubscribe { topics }),
+    ]
+}
+
+fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
+    let step =
+        prop_oneof![2 => Just(Step::Die), 40 => op().prop_map(Step::Op), 4 => Just(Step::Read)];
+    vec((0..INSTANCES.len(), step), 0..120)
+}
+
+/// One instance: a backend, its notices, and whether it has been open and is closed.
+struct Server {
+    id: InstanceId,
+    backend: MemoryBackend,
+    notices: BoxStream<'static, Vec<Notice>>,
+    closed: bool,
+}
+
+impl Server {
+    fn new(cluster: &MemoryCluster, id: &str) -> Self {
+        let backend = cluster.backend();
+        let notices = backend.notices();
+        Self {
+            id: id.into(),
+            backend,
+            notices,
+            closed: false,
+        }
+    }
+
+    fn read(&mut self) -> Vec<Notice> {
+        match self
+            .notices
+            .as_mut()
+            .poll_next(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(batch) => batch.unwrap_or_default(),
+            Poll::Pending => Vec::new(),
+        }
+    }
+}
+
+/// The futures of this backend are ready at their first poll.
+pub(super) fn now<T>(mut future: Pin<Box<dyn Future<Output = T> + Send + '_>>) -> T {
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("not ready"),
+    }
+}
+
+/// The words of a usage error are nobody's business.
+fn wordless(result: Result<Reply, BackendError>) -> Result<Reply, BackendError> {
+    result.map_err(|error| {
+        if let BackendError::Usage(_) = error {
+            usage("")
+        } else {
+            error
+        }
+    })
+}
+
+proptest! {
+    #[test]
+    fn replies_and_notices_are_those_of_the_model(steps in steps()) {
+        let cluster = MemoryCluster::with_metadata_bytes_max(METADATA_BYTES_MAX);
+        let mut model = Model::default();
+        let mut servers = INSTANCES.map(|id| Server::new(&cluster, id));
+        let opening = (0..INSTANCES.len()).map(|at| (at, Step::Op(Op::OpenInstance { instance: INSTANCES[at].into() })));
+        let reading = (0..INSTANCES.len()).map(|at| (at, Step::Read));
+        for (at, step) in opening.chain(steps).chain(reading) {
+            let server = &mut servers[at];
+            let me = server.id.clone();
+            match step {
+                Step::Die => {
+                    let _ = model.apply(&me, Op::CloseInstance);
+                    model.notices.retain(|(to, _)| *to != me);
+                    *server = Server::new(&cluster, INSTANCES[at]);
+                }
+                Step::Op(op) => {
+                    // An instance opens itself only, and once in the life of a backend.
+                    let foreign = matches!(&op, Op::OpenInstance { instance } if server.closed || *instance != me);
+                    if foreign && (server.closed || model.has(&Instance(me.clone()))) {
+                        prop_assert!(matches!(now(server.backend.execute(op)), Err(BackendError::Usage(_))));
+                        continue;
+                    } else if foreign {
+                        continue;
+                    }
+                    let closes = op == Op::CloseInstance && model.has(&Instance(me.clone()));
+                    let reply = now(server.backend.execute(op.clone()));
+                    prop_assert_eq!(wordless(reply), wordless(model.apply(&me, op)));
+                    if closes {
+                        server.closed = true;
+                        model.notices.retain(|(to, _)| *to != me);
+                    }
+                }
+                Step::Read => {
+                    let (mine, others) = std::mem::take(&mut model.notices).into_iter().partition(|(to, _)| *to == me);
+                    model.notices = others;
+                    let mine: Vec<_> = Vec::into_iter(mine).map(|(_, notice)| notice).collect();
+                    prop_assert_eq!(server.read(), mine);
+                }
+            }
+            lock(&cluster.shared).store.assert_consistent();
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! The shared state itself, as a plain value.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry};
+
+use bytes::Bytes;
+
+use super::{
+    super::{
+        BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply,
+        Topic,
+    },
+    merge::{is_null, merge},
+    usage,
+};
+use crate::protocol::Limits;
+
+/// What a cluster shares: operations go in, replies and notices come out.
+///
+/// It has no lock and no waiting, and equal operations give equal answers, so that it can be the model that other
+/// backends are compared with. Every list in a reply is sorted.
+///
+/// It holds what it is told to hold: connections, rooms and names are bounded by the servers' own
+/// [limits](crate::protocol::Limits), a channel's history by the number that each [`Op::PublishChannel`] names.
+///
+/// ```
+/// use mesh_core::backend::{Notice, Op, Store, Topic};
+///
+/// let (one, two) = ("one".into(), "two".into());
+/// let mut store = Store::new();
+/// store.apply(&one, Op::OpenInstance { instance: one.clone() })?;
+/// store.apply(&two, Op::OpenInstance { instance: two.clone() })?;
+/// store.apply(&one, Op::Subscribe { topics: vec![Topic::All] })?;
+///
+/// store.apply(&two, Op::Publish { topic: Topic::All, message: "hi".into() })?;
+/// let notice = Notice::Message { topic: Topic::All, message: "hi".into() };
+/// assert_eq!(store.poll_notice(), Some((one, notice)));
+/// # Ok::<(), mesh_core::backend::BackendError>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Store {
+    metadata_bytes_max: usize,
+    /// The open instances, with the topics that each has taken: the reverse of `subscribers`.
+    instances: BTreeMap<InstanceId, BTreeSet<Topic>>,
+    subscribers: BTreeMap<Topic, BTreeSet<InstanceId>>,
+    connections: BTreeMap<ConnectionId, Connection>,
+    rooms: BTreeMap<Name, Room>,
+    /// Newest first; no entry is empty.
+    histories: BTreeMap<Name, VecDeque<Bytes>>,
+    notices: VecDeque<(InstanceId, Notice)>,
+}
+
+#[derive(Clone, Debug)]
+struct Connection {
+    metadata: Option<Json>,
+    /// The reverse of `Room::members`.
+    rooms: BTreeSet<Name>,
+}
+
+/// Has a member or metadata, or is not in the table.
+#[derive(Clone, Debug, Default)]
+struct Room {
+    members: BTreeSet<ConnectionId>,
+    metadata: Option<Json>,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store {
+    /// An empty store, with the default limit for metadata.
+    pub fn new() -> Self {
+        Self::with_metadata_bytes_max(Limits::default().metadata_bytes_max)
+    }
+
+    /// An empty store, in which a merge makes no metadata document longer than this, in bytes.
+    pub fn with_metadata_bytes_max(bytes: usize) -> Self {
+        Self {
+            metadata_bytes_max: bytes,
+            instances: BTreeMap::new(),
+            subscribers: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            rooms: BTreeMap::new(),
+            histories: BTreeMap::new(),
+            notices: VecDeque::new(),
+        }
+    }
+
+    /// Carries out an operation of `instance`.
+    ///
+    /// # Errors
+    /// [`BackendError::Usage`] for an operation that the instance may not ask for now,
+    /// [`BackendError::UnknownConnection`] and [`BackendError::TooLong`] as [`Op`] tells. Nothing is changed then.
+    pub fn apply(&mut self, instance: &InstanceId, op: Op) -> Result<Reply, BackendError> {
+        if let Op::OpenInstance { instance: named } = op {
+            return self.open_instance(instance, named);
+        }
+        if !self.instances.contains_key(instance) {
+            return Err(usage("the instance is not open"));
+        }
+        Ok(match op {
+            Op::AllConnectionMetadata => Reply::ConnectionsMetadata(
+                self.connections
+                    .iter()
+                    .map(|(id, connection)| (id.clone(), connection.metadata.clone()))
+                    .collect(),
+            ),
+            Op::AllRoomMetadata => Reply::RoomsMetadata(
+                self.rooms
+                    .iter()
+                    .filter_map(|(name, room)| Some((name.clone(), room.metadata.clone()?)))
+                    .collect(),
+            ),
+            Op::ClearRoom { room } => self.clear_room(&room),
+            Op::CloseConnection { connection } => {
+                if holds(instance, &connection) {
+                    self.close_connection(&connection);
+                }
+                Reply::Done
+            }
+            Op::CloseInstance => self.close_instance(instance),
+            Op::ConnectionMetadata { connection } => Reply::Metadata(self.metadata(&connection)),
+            Op::Connections => Reply::Connections(self.connections.keys().cloned().collect()),
+            Op::History { channel, limit } => Reply::History(
+                self.histories
+                    .get(&channel)
+                    .map_or_else(Vec::new, |history| {
+                        history.iter().take(limit).cloned().collect()
+                    }),
+            ),
+            Op::IsInRoom { room, connection } => Reply::Flag(
+                self.connections
+                    .get(&connection)
+                    .is_some_and(|it| it.rooms.contains(&room)),
+            ),
+            Op::JoinRoom { room, connection } => self.join_room(instance, room, connection)?,
+            Op::LeaveRoom { room, connection } => self.leave_room(&room, &connection),
+            Op::OpenConnection {
+                connection,
+                metadata,
+            } => self.open_connection(instance, connection, metadata)?,
+            Op::OpenInstance { .. } => return Err(usage("handled above")),
+            Op::Publish {
+                topic: Topic::Channel(_),
+                ..
+            } => {
+                return Err(usage(
+                    "messages of channels are published by `PublishChannel`",
+                ));
+            }
+            Op::Publish { topic, message } => {
+                self.publish(Some(instance), &topic, &message);
+                Reply::Done
+            }
+            Op::PublishChannel {
+                channel,
+                message,
+                history,
+            } => self.publish_channel(channel, &message, history),
+            Op::RoomMembers { room } => Reply::Connections(self.members(&room).cloned().collect()),
+            Op::RoomMembersMetadata { room } => Reply::ConnectionsMetadata(
+                self.members(&room)
+                    .map(|id| (id.clone(), self.metadata(id)))
+                    .collect(),
+            ),
+            Op::RoomMetadata { room } => {
+                Reply::Metadata(self.rooms.get(&room).and_then(|room| room.metadata.clone()))
+            }
+            Op::SetConnectionMetadata { connection, change } => {
+                self.set_connection_metadata(&connection, change)?
+            }
+            Op::SetRoomMetadata { room, change } => self.set_room_metadata(room, change)?,
+            Op::Subscribe { topics } => self.subscribe(instance, topics),
+            Op::Unsubscribe { topics } => self.unsubscribe(instance, &topics),
+        })
+    }
+
+    /// The next notice and who gets it, in the order of publishing. Drain it after every [`apply`](Self::apply).
+    pub fn poll_notice(&mut self) -> Option<(InstanceId, Notice)> {
+        self.notices.pop_front()
+    }
+
+    fn open_instance(
+        &mut self,
+        instance: &InstanceId,
+        named: InstanceId,
+    ) -> Result<Reply, BackendError> {
+        if *instance != named {
+            return Err(usage("the instance is another's"));
+        }
+        if named.as_str().is_empty() || named.as_str().contains('.') {
+            return Err(usage("an instance's id is not empty and has no dot"));
+        }
+        match self.instances.entry(named) {
+            Entry::Occupied(_) => Err(usage("the instance is open already")),
+            Entry::Vacant(entry) => {
+                entry.insert(BTreeSet::new());
+                Ok(Reply::Done)
+            }
+        }
+    }
+
+    fn close_instance(&mut self, instance: &InstanceId) -> Reply {
+        // An id begins with its instance, so they stand together.
+        let first = ConnectionId::new(format!("{instance}."));
+        let connections: Vec<_> = self
+            .connections
+            .range(first..)
+            .map(|(id, _)| id.clone())
+            .take_while(|id| holds(instance, id))
+            .collect();
+        for connection in &connections {
+            self.close_connection(connection);
+        }
+        for topic in self.instances.remove(instance).unwrap_or_default() {
+            self.remove_subscriber(instance, &topic);
+        }
+        Reply::Done
+    }
+
+    fn open_connection(
+        &mut self,
+        instance: &InstanceId,
+        connection: ConnectionId,
+        metadata: Option<Json>,
+    ) -> Result<Reply, BackendError> {
+        if !holds(instance, &connection) {
+            return Err(usage("a connection's id names the instance that opens it"));
+        }
+        let metadata = metadata.filter(|json| !is_null(json));
+        self.connections.entry(connection).or_insert(Connection {
+            metadata,
+            rooms: BTreeSet::new(),
+        });
+        Ok(Reply::Done)
+    }
+
+    fn close_connection(&mut self, connection: &ConnectionId) {
+        let Some(Connection { rooms, .. }) = self.connections.remove(connection) else {
+            return;
+        };
+        for room in rooms {
+            self.remove_member(&room, connection);
+        }
+    }
+
+    fn join_room(
+        &mut self,
+        instance: &InstanceId,
+        room: Name,
+        connection: ConnectionId,
+    ) -> Result<Reply, BackendError> {
+        let known = self
+            .connections
+            .get_mut(&connection)
+            .filter(|_| holds(instance, &connection));
+        let known = known.ok_or(BackendError::UnknownConnection)?;
+        let joined = known.rooms.insert(room.clone());
+        if joined {
+            self.rooms
+                .entry(room)
+                .or_default()
+                .members
+                .insert(connection);
+        }
+        Ok(Reply::Flag(joined))
+    }
+
+    fn leave_room(&mut self, room: &Name, connection: &ConnectionId) -> Reply {
+        let left = self
+            .connections
+            .get_mut(connection)
+            .is_some_and(|it| it.rooms.remove(room));
+        if left {
+            self.remove_member(room, connection);
+        }
+        Reply::Flag(left)
+    }
+
+    fn clear_room(&mut self, room: &Name) -> Reply {
+        for member in self.rooms.remove(room).unwrap_or_default().members {
+            if let Some(connection) = self.connections.get_mut(&member) {
+                connection.rooms.remove(room);
+            }
+        }
+        Reply::Done
+    }
+
+    /// Ends one half of a membership: the room's.
+    fn remove_member(&mut self, name: &Name, connection: &ConnectionId) {
+        if let Some(room) = self.rooms.get_mut(name) {
+            room.members.remove(connection);
+            if room.members.is_empty() && room.metadata.is_none() {
+                self.rooms.remove(name);
+            }
+        }
+    }
+
+    fn members(&self, room: &Name) -> impl Iterator<Item = &ConnectionId> {
+        self.rooms
+            .get(room)
+            .into_iter()
+            .flat_map(|room| &room.members)
+    }
+
+    fn metadata(&self, connection: &ConnectionId) -> Option<Json> {
+        self.connections.get(connection)?.metadata.clone()
+    }
+
+    fn set_connection_metadata(
+        &mut self,
+        connection: &ConnectionId,
+        change: MetadataChange,
+    ) -> Result<Reply, BackendError> {
+        let Some(connection) = self.connections.get_mut(connection) else {
+            return Ok(Reply::Changed(None));
+        };
+        let result = changed(
+            connection.metadata.as_ref(),
+            change,
+            self.metadata_bytes_max,
+        )?;
+        connection.metadata = (!is_null(&result)).then(|| result.clone());
+        Ok(Reply::Changed(Some(result)))
+    }
+
+    fn set_room_metadata(
+        &mut self,
+        name: Name,
+        change: MetadataChange,
+    ) -> Result<Reply, BackendError> {
+        let old = self
+            .rooms
+            .get(&name)
+            .and_then(|room| room.metadata.as_ref());
+        let result = changed(old, change, self.metadata_bytes_max)?;
+        if !is_null(&result) {
+            self.rooms.entry(name).or_default().metadata = Some(result.clone());
+        } else if let Some(room) = self.rooms.get_mut(&name) {
+            room.metadata = None;
+            if room.members.is_empty() {
+                self.rooms.remove(&name);
+            }
+        }
+        Ok(Reply::Changed(Some(result)))
+    }
+
+    fn subscribe(&mut self, instance: &InstanceId, topics: Vec<Topic>) -> Reply {
+        if let Some(taken) = self.instances.get_mut(instance) {
+            for topic in topics {
+                self.subscribers
+                    .entry(topic.clone())
+                    .or_default()
+                    .insert(instance.clone());
+                taken.insert(topic);
+            }
+        }
+        Reply::Done
+    }
+
+    fn unsubscribe(&mut self, instance: &InstanceId, topics: &[Topic]) -> Reply {
+        for topic in topics {
+            if self
+                .instances
+                .get_mut(instance)
+                .is_some_and(|taken| taken.remove(topic))
+            {
+                self.remove_subscriber(instance, topic);
+            }
+        }
+        Reply::Done
+    }
+
+    /// Ends one half of a subscription: the topic's.
+    fn remove_subscriber(&mut self, instance: &InstanceId, topic: &Topic) {
+        if let Some(subscribers) = self.subscribers.get_mut(topic) {
+            subscribers.remove(instance);
+            if subscribers.is_empty() {
+                self.subscribers.remove(topic);
+            }
+        }
+    }
+
+    /// Costs one look-up where nobody listens.
+    fn publish(&mut self, except: Option<&InstanceId>, topic: &Topic, message: &Bytes) {
+        let Some(subscribers) = self.subscribers.get(topic) else {
+            return;
+        };
+        let others = subscribers.iter().filter(|id| Some(*id) != except);
+        self.notices.extend(others.map(|id| {
+            let notice = Notice::Message {
+                topic: topic.clone(),
+                message: message.clone(),
+            };
+            (id.clone(), notice)
+        }));
+    }
+
+    fn publish_channel(&mut self, channel: Name, message: &Bytes, length: usize) -> Reply {
+        if length > 0 {
+            let history = self.histories.entry(channel.clone()).or_default();
+            // A copy: a slice that is kept for long would keep all of the frame it came in.
+            history.push_front(Bytes::copy_from_slice(message));
+            history.truncate(length);
+        }
+        self.publish(None, &Topic::Channel(channel), message);
+        Reply::Done
+    }
+}
+
+/// Does the instance hold the connection, by its id?
+fn holds(instance: &InstanceId, connection: &ConnectionId) -> bool {
+    connection
+        .as_str()
+        .strip_prefix(instance.as_str())
+        .is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// What a document becomes.
+fn changed(old: Option<&Json>, change: MetadataChange, max: usize) -> Result<Json, BackendError> {
+    match change {
+        MetadataChange::Replace(new) => Ok(new),
+        MetadataChange::Merge(new) => {
+            let result = merge(old, new);
+            let len = result.len();
+            if len > max {
+                Err(BackendError::TooLong { len, max })
+            } else {
+                Ok(result)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Store {
+    /// Forward and reverse index agree, and nothing empty is kept.
+    pub(super) fn assert_consistent(&self) {
+        let members = self
+            .rooms
+            .iter()
+            .flat_map(|(name, room)| room.members.iter().map(move |id| (name, id)));
+        let joined = self
+            .connections
+            .iter()
+            .flat_map(|(id, it)| it.rooms.iter().map(move |name| (name, id)));
+        assert_eq!(members.collect::<BTreeSet<_>>(), joined.collect());
+        let listed = self
+            .subscribers
+            .iter()
+            .flat_map(|(topic, ids)| ids.iter().map(move |id| (topic, id)));
+        let taken = self
+            .instances
+            .iter()
+            .flat_map(|(id, topics)| topics.iter().map(move |topic| (topic, id)));
+        assert_eq!(listed.collect::<BTreeSet<_>>(), taken.collect());
+        assert!(
+            self.rooms
+                .values()
+                .all(|room| !room.members.is_empty() || room.metadata.is_some())
+        );
+        assert!(self.subscribers.values().all(|ids| !ids.is_empty()));
+        assert!(self.histories.values().all(|history| !history.is_empty()));
+        assert!(self.notices.is_empty());
+    }
+
+    /// How many rooms there are.
+    pub(super) fn rooms(&self) -> usize {
+        self.rooms.len()
+    }
+}
