@@ -5,7 +5,10 @@
 //! actions out, and the traits that an adapter implements.
 
 pub mod backend;
+pub mod connection;
 #[cfg(feature = "driver")]
 pub mod driver;
+pub mod instance;
 pub mod protocol;
+pub mod relay;
 pub mod websocket;

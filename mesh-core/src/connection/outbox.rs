@@ -1,0 +1,80 @@
+//! What is queued to the peer, bounded in bytes.
+
+use std::collections::VecDeque;
+
+use crate::websocket::TextFrame;
+
+/// The outgoing queue of one connection.
+///
+/// Bytes count from the moment a frame is queued until the socket took it, also while the driver holds it.
+#[derive(Debug, Default)]
+pub(super) struct Outbox {
+    queue: VecDeque<TextFrame>,
+    /// Bytes in `queue`.
+    queued: usize,
+    /// Bytes handed to the driver that the socket has not taken.
+    handed: usize,
+    /// The socket took something since this was last asked.
+    progress: bool,
+}
+
+impl Outbox {
+    /// Bytes that the peer is owed.
+    pub(super) fn bytes(&self) -> usize {
+        self.queued + self.handed
+    }
+
+    /// Queues a frame unless that would exceed `bytes_max`. An empty queue admits any one frame.
+    pub(super) fn push(&mut self, frame: TextFrame, bytes_max: usize) -> Result<(), SlowPeer> {
+        if self.bytes() > 0 && self.bytes() + frame.len() > bytes_max {
+            return Err(SlowPeer);
+        }
+        self.queued += frame.len();
+        self.queue.push_back(frame);
+        Ok(())
+    }
+
+    /// Nothing waits for the driver.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Moves everything queued to the back of `into`.
+    pub(super) fn take(&mut self, into: &mut VecDeque<TextFrame>) {
+        self.handed += self.queued;
+        self.queued = 0;
+        if into.is_empty() {
+            // The driver's emptied queue comes back for the next round: no allocation in a steady state.
+            std::mem::swap(&mut self.queue, into);
+        } else {
+            into.append(&mut self.queue);
+        }
+    }
+
+    /// Of what was handed to the driver, `unsent` bytes are still with it.
+    pub(super) fn set_unsent(&mut self, unsent: usize) {
+        self.progress |= unsent < self.handed;
+        self.handed = unsent;
+    }
+
+    /// Has the socket taken anything since the last call?
+    pub(super) fn took_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progress)
+    }
+
+    /// Forgets everything, and the memory it took.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Gives back the memory of an idle queue.
+    pub(super) fn shrink(&mut self) {
+        if self.queue.is_empty() && self.queue.capacity() > 0 {
+            self.queue = VecDeque::new();
+        }
+    }
+}
+
+/// The peer does not read as fast as it is sent to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct SlowPeer;

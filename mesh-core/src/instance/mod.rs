@@ -1,0 +1,207 @@
+//! Who gets what on this instance: its connections, and their rooms and channels.
+//!
+//! One [`Instance`] is one shard: a driver keeps several, by the hash of a key, so that cores work side by side. Each is
+//! complete in itself. Connections live in the shard of their id, rooms and channels in that of their name; a connection that
+//! goes is told to every shard.
+//!
+//! ```text
+//!   join · leave · clear · subscribe · unsubscribe · open · close     ┌──────────┐  Backend{token, op}
+//!   ────────────────────────────────────────────────────────────────▶ │ Instance │ ─────────────────▶ driver
+//!   handle_backend(token, result) · messages of topics                 └──────────┘  Complete · Deliver · Release
+//! ```
+//!
+//! Every request with a token is answered with exactly one [`Action::Complete`], and every join and subscription gives
+//! back the room it took in its connection's limit with exactly one [`Action::Release`].
+
+mod actions;
+mod channels;
+mod directory;
+mod members;
+mod rooms;
+mod topic;
+
+use std::sync::Arc;
+
+pub use actions::{Action, InstanceError, OpToken, Outcome};
+use actions::{Actions, Origin};
+use channels::Channels;
+use directory::Directory;
+pub use members::{Members, Seeded};
+use rooms::Rooms;
+
+use crate::{
+    backend::{BackendError, ConnectionId, Json, MetadataChange, Name, Reply},
+    websocket::TextFrame,
+};
+
+/// One shard of an instance.
+///
+/// `C` is the driver's handle of a connection, `T` what it correlates requests with.
+#[derive(Debug)]
+pub struct Instance<C, T> {
+    actions: Actions<C, T>,
+    channels: Channels<C, T>,
+    directory: Directory<C, T>,
+    rooms: Rooms<C, T>,
+}
+
+impl<C: Clone, T> Instance<C, T> {
+    /// An empty shard. `kept_bytes_max` bounds what arrives on a channel while a subscription to it is under way.
+    pub fn new(hasher: Seeded, kept_bytes_max: usize) -> Self {
+        Self {
+            actions: Actions::new(),
+            channels: Channels::new(hasher, kept_bytes_max),
+            directory: Directory::new(hasher),
+            rooms: Rooms::new(hasher),
+        }
+    }
+
+    /// A connection opened whose id belongs to this shard. Answered with [`Outcome::Opened`] once it is registered.
+    pub fn handle_open(&mut self, id: &ConnectionId, handle: C, metadata: Option<Json>, token: T) {
+        self.directory
+            .open(id, handle, metadata, token, &mut self.actions);
+    }
+
+    /// A connection of this shard is over. Answered with [`Outcome::Closed`] once the backend has forgotten it.
+    ///
+    /// Tell every shard with [`handle_gone`](Self::handle_gone) first.
+    pub fn handle_close(&mut self, id: &ConnectionId, token: T) {
+        self.directory.close(id, token, &mut self.actions);
+    }
+
+    /// A connection is over, whatever shard it belongs to: it leaves the rooms and channels of this one at once.
+    pub fn handle_gone(&mut self, id: &ConnectionId) {
+        self.rooms.handle_gone(id, &mut self.actions);
+        self.channels.handle_gone(id, &mut self.actions);
+    }
+
+    /// Makes a local connection a member. Answered with [`Outcome::Joined`] once that is in force; with
+    /// `present` it tells who is there.
+    pub fn join(&mut self, room: &Name, id: ConnectionId, handle: C, present: bool, token: T) {
+        self.rooms
+            .join(room, id, handle, present, token, &mut self.actions);
+    }
+
+    /// Ends a membership. No event of the room reaches the connection after [`Outcome::Left`].
+    pub fn leave(&mut self, room: &Name, id: ConnectionId, token: T) {
+        self.rooms.leave(room, id, token, &mut self.actions);
+    }
+
+    /// Removes all members of a room and its metadata. Answered with [`Outcome::Cleared`].
+    pub fn clear(&mut self, room: &Name, token: T) {
+        self.rooms.clear(room, token, &mut self.actions);
+    }
+
+    /// Another instance cleared a room.
+    pub fn handle_room_cleared(&mut self, room: &Name) {
+        self.rooms.handle_cleared(room, &mut self.actions);
+    }
+
+    /// Subscribes a local connection. Answered with [`Outcome::Subscribed`] and the newest `history` messages; every message
+    /// after the answer follows it.
+    pub fn subscribe(
+        &mut self,
+        channel: &Name,
+        id: ConnectionId,
+        handle: C,
+        history: usize,
+        token: T,
+    ) {
+        self.channels
+            .subscribe(channel, id, handle, history, token, &mut self.actions);
+    }
+
+    /// Ends a subscription. No message reaches the connection after [`Outcome::Unsubscribed`].
+    pub fn unsubscribe(&mut self, channel: &Name, id: &ConnectionId, token: T) {
+        self.channels
+            .unsubscribe(channel, id, token, &mut self.actions);
+    }
+
+    /// Changes the metadata of a connection of this shard. Answered with [`Outcome::Metadata`].
+    pub fn set_metadata(&mut self, id: &ConnectionId, change: MetadataChange, token: T) {
+        self.directory
+            .set_metadata(id, change, token, &mut self.actions);
+    }
+
+    /// Another instance changed the metadata of a connection of this shard.
+    pub fn handle_metadata_changed(&mut self, id: &ConnectionId) {
+        self.directory
+            .handle_metadata_changed(id, &mut self.actions);
+    }
+
+    /// Hands an event to the local members of a room.
+    pub fn deliver_room(&mut self, room: &str, except: &Arc<[ConnectionId]>, frame: &TextFrame) {
+        self.rooms.deliver(room, except, frame, &mut self.actions);
+    }
+
+    /// Hands an event to every connection of this shard.
+    pub fn deliver_all(&mut self, except: &Arc<[ConnectionId]>, frame: &TextFrame) {
+        self.directory.deliver_all(except, frame, &mut self.actions);
+    }
+
+    /// A message of a channel arrived. `frame` is called only if somebody here is subscribed.
+    pub fn handle_channel_message(&mut self, channel: &Name, frame: impl FnOnce() -> TextFrame) {
+        self.channels
+            .handle_message(channel, frame, &mut self.actions);
+    }
+
+    /// The answer to an operation. One that was not asked for is ignored.
+    pub fn handle_backend(&mut self, token: OpToken, result: Result<Reply, BackendError>) {
+        let actions = &mut self.actions;
+        match actions.answered(token) {
+            Some(Origin::ChannelHistory { channel, grant }) => {
+                self.channels
+                    .handle_history(&channel, grant, result, actions);
+            }
+            Some(Origin::ChannelTopic(channel)) => {
+                self.channels.handle_topic(&channel, &result, actions);
+            }
+            Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
+            Some(Origin::RoomRequest { room, request }) => {
+                self.rooms.handle_request(&room, request, result, actions);
+            }
+            Some(Origin::RoomTopic(room)) => self.rooms.handle_topic(&room, result, actions),
+            None => {}
+        }
+    }
+
+    /// The next thing to do, oldest first. Drain it after every call that may have caused one, before anything else is let in.
+    pub fn poll_action(&mut self) -> Option<Action<C, T>> {
+        self.actions.pop()
+    }
+
+    /// The handle of an open connection of this shard.
+    pub fn connection(&self, id: &ConnectionId) -> Option<&C> {
+        self.directory.handle(id)
+    }
+
+    /// All registered connections of this shard.
+    pub fn connections(&self) -> &Members<C> {
+        self.directory.open_members()
+    }
+
+    /// How many connections this shard holds, those that are opening or closing included.
+    pub fn connection_count(&self) -> usize {
+        self.directory.len()
+    }
+
+    /// The metadata of a connection of this shard; `None` if it is not here.
+    pub fn metadata(&self, id: &ConnectionId) -> Option<Option<Json>> {
+        self.directory.metadata(id)
+    }
+
+    /// Is a local connection a member of a room of this shard?
+    pub fn is_member(&self, room: &str, id: &ConnectionId) -> bool {
+        self.rooms.is_member(room, id)
+    }
+
+    /// The rooms of this shard that a local connection is a member of.
+    pub fn rooms_of(&self, id: &ConnectionId) -> Vec<Name> {
+        self.rooms.rooms_of(id)
+    }
+
+    /// The channels of this shard that a local connection is subscribed to.
+    pub fn channels_of(&self, id: &ConnectionId) -> Vec<Name> {
+        self.channels.channels_of(id)
+    }
+}
