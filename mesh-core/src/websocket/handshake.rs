@@ -1,7 +1,10 @@
-//! The opening handshake (RFC 6455, section 4) as pure functions over header fields.
-//!
-//! A server passes a request to [`respond`] and sends what it says. A client sends [`request_headers`] and passes the response to
-//! [`check_response`]. No extension and no subprotocol is ever agreed on; a client's offers are passed over, as section 9.1 allows.
+//! The opening handshake (RFC 6455, section 4) as pure functions.
+#![cfg_attr(
+    feature = "driver",
+    doc = "
+A server passes a request to [`respond`] and sends what it says. A client sends [`request_headers`] and passes the response to
+[`check_response`]. No extension and no subprotocol is ever agreed on; a client's offers are passed over, as section 9.1 allows."
+)]
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use sha1::{Digest, Sha1};
