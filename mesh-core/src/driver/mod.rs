@@ -2,8 +2,10 @@
 
 mod runtime;
 mod socket;
+mod stream;
 
 pub use runtime::{Runtime, Task, Timer};
 pub use socket::{ByteStream, Socket, SocketError};
+pub use stream::WebSocketStream;
 
 pub use crate::websocket::CloseFrame;

@@ -10,9 +10,11 @@ use crate::websocket::{CloseFrame, Message, TextFrame};
 
 /// A WebSocket connection that deals in batches of whole messages.
 ///
-/// A driver owns one behind `Box<dyn Socket>`. `WebSocketStream` is the one that adapters use;
+/// A driver owns one behind `Box<dyn Socket>`. [`WebSocketStream`](super::WebSocketStream) is the one that adapters use;
 /// a WebSocket library can stand in for it without a change to any driver. Pings of the WebSocket protocol are
-/// answered inside and never surface (`protocol.md`, section 3).
+/// answered inside and never surface (`protocol.md`, section 3); the answers leave with any `poll_*`.
+///
+/// One task drives a socket: the waker last given to any `poll_*` is the one that is woken, for reading and for writing.
 pub trait Socket: Send + 'static {
     /// Hands every whole message at hand to `receive`, in order.
     ///
@@ -21,7 +23,8 @@ pub trait Socket: Send + 'static {
     /// call (one read), so that a caller can bound its turn.
     ///
     /// # Errors
-    /// The connection is over for reading: the peer closed it, broke the protocol, or the transport failed.
+    /// The connection is over for reading: the peer closed it, broke the protocol, or the transport failed. Messages before that were
+    /// handed out; every further call says the same.
     /// An answering close frame is queued inside and leaves with [`poll_close`](Self::poll_close).
     fn poll_receive(
         &mut self,
@@ -35,7 +38,7 @@ pub trait Socket: Send + 'static {
     /// what is still in `queue` is not written (of a frame that was written in part, the socket keeps the rest itself).
     ///
     /// # Errors
-    /// The connection is over for writing.
+    /// The connection is over for writing, which it also is once [`poll_close`](Self::poll_close) was called.
     fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -43,8 +46,9 @@ pub trait Socket: Send + 'static {
     ) -> Poll<Result<(), SocketError>>;
 
     /// Closes: sends the close frame once (`close`, or the answer to the peer's), discards what still arrives, waits for the
-    /// peer's close frame or the end of the stream, and shuts the transport down.
+    /// peer's close frame or the end of the stream, and shuts the transport down. What is still in the caller's queue is not sent.
     ///
+    /// Of a peer that broke the protocol no close frame is understood: its bytes are discarded until the stream ends.
     /// The caller bounds the wait with a deadline of its own and then drops the socket.
     ///
     /// # Errors

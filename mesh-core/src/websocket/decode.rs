@@ -225,6 +225,12 @@ impl Decoder {
             .map_or(0, |kept| kept.data.capacity())
     }
 
+    /// Drops what is kept of a message; for a connection that reads nothing more.
+    #[cfg(feature = "driver")]
+    pub(crate) fn forget(&mut self) {
+        self.fragments = None;
+    }
+
     /// Reads and judges the header at the front of `input`.
     fn header(&self, input: &[u8]) -> Result<Parsed, DecodeError> {
         let &[first, second, ref rest @ ..] = input else {

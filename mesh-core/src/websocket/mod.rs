@@ -17,6 +17,10 @@ pub mod handshake;
 mod tests;
 
 pub use close::{CloseCode, CloseFrame};
+#[cfg(feature = "driver")]
+pub(crate) use decode::append;
 pub use decode::{DecodeError, Decoded, Decoder, Event, Role};
+#[cfg(feature = "driver")]
+pub(crate) use encode::encode_frame;
 pub use encode::{ControlTooLong, encode_close, encode_message, encode_ping, encode_pong};
 pub use frame::{Message, TextFrame};
