@@ -7,6 +7,8 @@
 
 mod close;
 mod decode;
+#[cfg(test)]
+mod differential;
 mod encode;
 mod frame;
 #[cfg(any(test, feature = "__fuzzing"))]

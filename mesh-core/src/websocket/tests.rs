@@ -393,22 +393,22 @@ fn control_frames_hold_125_bytes() {
 
 /// A message or control frame, and where its payload is cut into fragments, each with what to put in between.
 #[derive(Clone, Debug)]
-struct Item {
+pub(super) struct Item {
     content: Owned,
     cuts: Vec<(Index, Option<Owned>)>,
 }
 
-/// Every class of length, and texts whose characters have every width.
-fn len() -> impl Strategy<Value = usize> {
+/// Every class of length.
+fn len() -> impl Strategy<Value = usize> + Clone {
     prop_oneof![4 => 0..300usize, 1 => 65_520..65_550usize, 1 => 0..80_000usize]
 }
 
-fn content() -> impl Strategy<Value = Owned> {
+fn content(len: impl Strategy<Value = usize> + Clone) -> impl Strategy<Value = Owned> {
     prop_oneof![
         "\\PC{0,60}".prop_map(Owned::Text),
-        (len(), any::<char>())
+        (len.clone(), any::<char>())
             .prop_map(|(len, c)| { Owned::Text(c.to_string().repeat(len / c.len_utf8())) }),
-        (len(), any::<u8>()).prop_map(|(len, first)| {
+        (len, any::<u8>()).prop_map(|(len, first)| {
             Owned::Binary((0..len).map(|i| first.wrapping_add(i as u8)).collect())
         }),
         control(),
@@ -422,30 +422,47 @@ fn control() -> impl Strategy<Value = Owned> {
     ]
 }
 
-fn item() -> impl Strategy<Value = Item> {
+pub(super) fn item(len: impl Strategy<Value = usize> + Clone) -> impl Strategy<Value = Item> {
     let cut = (any::<Index>(), proptest::option::of(control()));
-    (content(), vec(cut, 0..4)).prop_map(|(content, cuts)| Item { content, cuts })
+    (content(len), vec(cut, 0..4)).prop_map(|(content, cuts)| Item { content, cuts })
 }
 
 /// Encodes with a fresh key for each frame; without, all keys are `None`.
-struct Encoder {
-    wire: Vec<u8>,
+pub(super) struct Encoder {
+    pub(super) wire: Vec<u8>,
+    /// Where each frame begins.
+    pub(super) starts: Vec<usize>,
     key: Option<u32>,
 }
 
 impl Encoder {
-    fn mask(&mut self) -> Option<[u8; 4]> {
+    pub(super) fn new(key: Option<u32>) -> Self {
+        Self {
+            wire: Vec::new(),
+            starts: Vec::new(),
+            key,
+        }
+    }
+
+    /// Notes that a frame follows.
+    pub(super) fn start(&mut self) {
+        self.starts.push(self.wire.len());
+    }
+
+    pub(super) fn mask(&mut self) -> Option<[u8; 4]> {
         let key = self.key.as_mut()?;
         *key = key.wrapping_mul(0x9E37_79B9).wrapping_add(1);
         Some(key.to_be_bytes())
     }
 
     fn frame(&mut self, first: u8, payload: &[u8]) {
+        self.start();
         let mask = self.mask();
         encode_frame(&mut self.wire, first, payload, mask);
     }
 
     fn whole(&mut self, content: &Owned) {
+        self.start();
         let mask = self.mask();
         match content {
             Owned::Binary(payload) => {
@@ -459,7 +476,7 @@ impl Encoder {
     }
 
     /// Appends `item` to the wire and what it decodes to to `events`.
-    fn item(&mut self, item: Item, events: &mut Vec<Owned>) {
+    pub(super) fn item(&mut self, item: Item, events: &mut Vec<Owned>) {
         let (opcode, payload) = match &item.content {
             Owned::Binary(payload) => (2, payload.as_slice()),
             Owned::Text(text) => (1, text.as_bytes()),
@@ -507,13 +524,13 @@ proptest! {
 
     #[test]
     fn what_was_encoded_is_decoded(
-        items in vec(item(), 0..8),
+        items in vec(item(len()), 0..8),
         key in proptest::option::of(any::<u32>()),
         close in proptest::option::of((1000..1004u16, "\\PC{0,20}")),
         sizes in vec(prop_oneof![1..20usize, 1..100_000usize], 1..40),
     ) {
         let role = if key.is_some() { Role::Server } else { Role::Client };
-        let mut encoder = Encoder { wire: Vec::new(), key };
+        let mut encoder = Encoder::new(key);
         let mut events = Vec::new();
         for item in items {
             encoder.item(item, &mut events);
@@ -536,11 +553,12 @@ proptest! {
 
     #[test]
     fn a_changed_byte_is_decoded_or_refused_within_the_limit(
-        items in vec(item(), 1..4),
+        items in vec(item(len()), 1..4),
         at in any::<Index>(),
         byte in any::<u8>(),
     ) {
-        let mut encoder = Encoder { wire: vec![0xFF, 0x35], key: Some(7) };
+        let mut encoder = Encoder::new(Some(7));
+        encoder.wire.extend([0xFF, 0x35]);
         for item in items {
             encoder.item(item, &mut Vec::new());
         }
