@@ -98,11 +98,8 @@ pub fn parse(text: &str, nesting_max: usize) -> Result<Frame<'_>, FrameError> {
     })
 }
 
-/// Reads a JSON value that must be an unsigned 32-bit integer. The grammar has ruled out leading zeros.
+/// Reads a JSON value that must be an unsigned 32-bit integer. The grammar has ruled out a plus and leading zeros.
 fn integer(value: &str) -> Result<u32, FrameError> {
-    if !value.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(FrameError::IdInvalid);
-    }
     value.parse().map_err(|_| FrameError::IdInvalid)
 }
 

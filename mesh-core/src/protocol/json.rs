@@ -460,6 +460,16 @@ mod tests {
     }
 
     #[test]
+    fn only_the_escapes_of_the_grammar_are_taken() {
+        for byte in 0..0x80 {
+            let char = char::from(byte);
+            let taken = |rest| value(&format!("\"\\{char}{rest}\""), 0).is_ok();
+            assert_eq!(taken(""), r#""\/bfnrt"#.contains(char), "{char:?}");
+            assert_eq!(taken("1aF0"), r#""\/bfnrtu"#.contains(char), "{char:?}");
+        }
+    }
+
+    #[test]
     fn depth_is_counted_beyond_any_number_of_levels() {
         for depth in [1, 2, 127, 128, 129, 255, 256, 257, 1_000] {
             // Alternating kinds, so that a lost bit shows as a wrong bracket.

@@ -5,8 +5,13 @@ mod dialect;
 pub mod encode;
 mod error;
 mod frame;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod json;
 mod limits;
+#[cfg(any(test, feature = "__fuzzing"))]
+mod model;
 pub mod names;
 pub mod payload;
 
