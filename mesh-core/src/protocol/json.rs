@@ -90,6 +90,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Takes a string, from its opening quote on.
+    #[inline]
     pub(super) fn string(&mut self) -> Result<JsonStr<'a>, Fault> {
         self.expect(b'"')?;
         let start = self.at;
@@ -175,6 +176,12 @@ impl<'a> Scanner<'a> {
     }
 
     fn literal(&mut self, literal: &[u8]) -> Result<(), Fault> {
+        let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+        if rest.starts_with(literal) {
+            self.at += literal.len();
+            return Ok(());
+        }
+        // Up to the byte that differs.
         literal.iter().try_for_each(|&byte| self.expect(byte))
     }
 
@@ -361,30 +368,27 @@ const fn closing(object: bool) -> u8 {
 }
 
 /// How many bytes stand before the first quote, backslash or control character: what goes into JSON, and comes out, as it is.
+#[inline]
 pub(super) fn plain_len(bytes: &[u8]) -> usize {
-    const WORD: usize = 8;
-    const CHUNK: usize = 64;
-    let mut at = 0;
-    // Most strings are short: two words decide.
-    for _ in 0..2 {
-        match bytes.get(at..).and_then(<[u8]>::first_chunk::<WORD>) {
-            Some(word) => match first_special(*word) {
-                Some(offset) => return at + offset,
-                None => at += WORD,
-            },
-            None => return at + plain_tail(bytes, at),
-        }
+    // Most strings are short, so that the first word decides.
+    match bytes.first_chunk().copied().and_then(first_special) {
+        Some(offset) => offset,
+        None => plain_len_long(bytes),
     }
-    while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk::<CHUNK>) {
+}
+
+fn plain_len_long(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(chunk) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
         if any_special(chunk) {
             break;
         }
-        at += CHUNK;
+        at += chunk.len();
     }
-    while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk::<WORD>) {
+    while let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
         match first_special(*word) {
             Some(offset) => return at + offset,
-            None => at += WORD,
+            None => at += word.len(),
         }
     }
     at + plain_tail(bytes, at)
