@@ -79,9 +79,10 @@ fn read(notices: &mut Stream) -> (Vec<String>, bool) {
             Poll::Ready(None) => return (messages, true),
             Poll::Pending => return (messages, false),
             Poll::Ready(Some(batch)) => {
-                messages.extend(batch.into_iter().map(|notice| match notice {
-                    Notice::Message { message, .. } => String::from_utf8(message.to_vec()).unwrap(),
-                }))
+                for notice in batch {
+                    let Notice::Message { message, .. } = notice;
+                    messages.push(String::from_utf8(message.to_vec()).unwrap());
+                }
             }
         }
     }
