@@ -1,1 +1,7 @@
 //! mesh on tokio.
+
+mod runtime;
+mod stream;
+
+pub use runtime::TokioRuntime;
+pub use stream::Io;
