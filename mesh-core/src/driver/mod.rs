@@ -1,11 +1,47 @@
 //! The runtime-neutral server: what carries the machines' actions out.
+//!
+//! An adapter implements [`Runtime`] and [`ByteStream`] (or a whole [`Socket`]), passes requests to
+//! [`MeshServer::handle_request`] and upgraded streams to [`MeshServer::serve`].
 
+mod authenticate;
+mod builder;
+mod builtins;
+mod connection;
+mod context;
+mod dispatch;
+mod error;
+mod handler;
+mod hooks;
+mod mesh;
+mod metadata;
+mod pattern;
+mod payload;
+mod registry;
 mod runtime;
+mod serve;
+mod server;
+mod shutdown;
 mod socket;
 mod stream;
+mod timers;
 
+pub use authenticate::{Accept, Admission, FrontDoor, Refusal, UpgradeRequest};
+pub use builder::MeshServerBuilder;
+pub use connection::{Connection, ConnectionRef};
+pub use context::{Context, Outcome};
+pub use error::ServerError;
+pub use handler::{ErasedHandler, Handler};
+pub use hooks::Fault;
+pub use mesh::{Connections, Health, MeshServer, Metrics, Rooms};
+pub use pattern::{Pattern, PatternError};
+pub use payload::{FromPayload, IntoPayload, Payload};
+pub use registry::{Expose, Registration};
 pub use runtime::{Runtime, Task, Timer};
 pub use socket::{ByteStream, Socket, SocketError};
 pub use stream::WebSocketStream;
 
-pub use crate::websocket::CloseFrame;
+pub use crate::{
+    protocol::{CommandError, Limits},
+    relay::Membership,
+    websocket::{CloseCode, CloseFrame},
+};

@@ -445,17 +445,17 @@ impl Encoder {
     }
 
     /// Notes that a frame follows.
-    pub(super) fn start(&mut self) {
+    fn start(&mut self) {
         self.starts.push(self.wire.len());
     }
 
-    pub(super) fn mask(&mut self) -> Option<[u8; 4]> {
+    fn mask(&mut self) -> Option<[u8; 4]> {
         let key = self.key.as_mut()?;
         *key = key.wrapping_mul(0x9E37_79B9).wrapping_add(1);
         Some(key.to_be_bytes())
     }
 
-    fn frame(&mut self, first: u8, payload: &[u8]) {
+    pub(super) fn frame(&mut self, first: u8, payload: &[u8]) {
         self.start();
         let mask = self.mask();
         encode_frame(&mut self.wire, first, payload, mask);

@@ -1,0 +1,326 @@
+//! The front door: who is let in, and what else is answered on the same port.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use serde::Serialize;
+
+use super::{MeshServer, ServerError, metadata, server::Inner};
+use crate::{
+    backend::{BoxFuture, Json},
+    protocol::EncodeError,
+    websocket::handshake,
+};
+
+/// The request for an upgrade, as `authenticate` sees it.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct UpgradeRequest {
+    /// Method, URI and header fields.
+    pub head: Parts,
+    /// Who asks, as the socket has it.
+    pub remote: Option<SocketAddr>,
+}
+
+impl UpgradeRequest {
+    /// The value of a header field, if it is there once and is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.headers.get(name)?.to_str().ok()
+    }
+
+    /// The token of `Authorization: Bearer …`.
+    pub fn bearer_token(&self) -> Option<&str> {
+        let (scheme, token) = self.header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    }
+
+    /// The value of a query parameter as it stands in the URI, not decoded.
+    pub fn query(&self, name: &str) -> Option<&str> {
+        self.head.uri.query()?.split('&').find_map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name).then_some(value)
+        })
+    }
+}
+
+/// `authenticate` says yes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Accept {
+    metadata: Option<Json>,
+}
+
+impl Accept {
+    /// Lets the connection in without metadata.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets the connection in with this metadata, which no client command can overwrite.
+    ///
+    /// # Errors
+    /// The value has no JSON form.
+    pub fn with_metadata<T: Serialize + ?Sized>(value: &T) -> Result<Self, EncodeError> {
+        let metadata = Some(serde_json::to_string(value)?.into());
+        Ok(Self { metadata })
+    }
+}
+
+/// An upgrade that is refused, with an HTTP status and a text.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{status}: {text}")]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// The body of the answer.
+    pub text: String,
+}
+
+impl Refusal {
+    /// Refuses with a status and a text.
+    pub fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { status, text }
+    }
+
+    /// Refuses with 401.
+    pub fn unauthorized(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, text)
+    }
+
+    /// Refuses with 403.
+    pub fn forbidden(text: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, text)
+    }
+
+    fn unavailable(text: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, text)
+    }
+
+    fn into_response(self) -> Response<Bytes> {
+        let mut response = text(self.status, self.text);
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+impl From<EncodeError> for Refusal {
+    fn from(error: EncodeError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
+type Authenticate =
+    Arc<dyn Fn(UpgradeRequest) -> BoxFuture<'static, Result<Accept, Refusal>> + Send + Sync>;
+type Page =
+    Arc<dyn Fn(UpgradeRequest) -> BoxFuture<'static, Option<Response<Bytes>>> + Send + Sync>;
+
+/// What a builder was told about the front door.
+#[derive(Default)]
+pub(super) struct Front {
+    authenticate: Option<Authenticate>,
+    origins: Option<BTreeSet<String>>,
+    pages: Option<Page>,
+}
+
+impl Front {
+    pub(super) fn set_authenticate<F, Fut>(&mut self, authenticate: F)
+    where
+        F: Fn(UpgradeRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Accept, Refusal>> + Send + 'static,
+    {
+        self.authenticate = Some(Arc::new(move |request| Box::pin(authenticate(request))));
+    }
+
+    pub(super) fn set_origins(&mut self, origins: impl IntoIterator<Item = String>) {
+        let lower = |origin: String| origin.trim_end_matches('/').to_ascii_lowercase();
+        self.origins = Some(origins.into_iter().map(lower).collect());
+    }
+
+    pub(super) fn set_pages<F, Fut>(&mut self, pages: F)
+    where
+        F: Fn(UpgradeRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Option<Response<Bytes>>> + Send + 'static,
+    {
+        self.pages = Some(Arc::new(move |request| Box::pin(pages(request))));
+    }
+
+    /// A browser always names the origin of its page; what names none is no browser and is not judged here.
+    fn allows_origin(&self, head: &Parts) -> bool {
+        let Some(allowed) = &self.origins else {
+            return true;
+        };
+        let mut origins = head.headers.get_all(header::ORIGIN).iter();
+        origins.all(|origin| {
+            origin
+                .to_str()
+                .is_ok_and(|origin| allowed.contains(&origin.to_ascii_lowercase()))
+        })
+    }
+}
+
+/// A place on the server: what a connection that was let in begins with.
+#[derive(Debug)]
+pub struct Admission {
+    pub(super) remote: Option<SocketAddr>,
+    /// What `authenticate` set.
+    pub(super) metadata: Option<Json>,
+    server: Arc<Inner>,
+}
+
+impl Admission {
+    pub(super) fn take(server: &Arc<Inner>, remote: Option<SocketAddr>) -> Result<Self, Refusal> {
+        if server.stopping.is_set() {
+            return Err(Refusal::unavailable("the server shuts down"));
+        }
+        let max = server.config.limits.connections_max.unwrap_or(usize::MAX);
+        let before = server.admitted.fetch_add(1, Ordering::AcqRel);
+        // From here on the place is given back when this is dropped.
+        let admission = Self {
+            remote,
+            metadata: None,
+            server: Arc::clone(server),
+        };
+        if before >= max {
+            return Err(Refusal::unavailable("the server is full"));
+        }
+        Ok(admission)
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.server.admitted.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What to do with an HTTP request.
+#[derive(Debug)]
+pub enum FrontDoor {
+    /// Send this response; the stream stays HTTP.
+    Respond(Response<Bytes>),
+    /// Send this response, take the stream over, and [`serve`](MeshServer::serve) it.
+    Upgrade {
+        /// Status 101.
+        response: Response<()>,
+        /// For [`serve`](MeshServer::serve).
+        admission: Admission,
+    },
+}
+
+impl MeshServer {
+    /// Decides about an HTTP request: an upgrade to a WebSocket, on whatever path, or a page of the application.
+    ///
+    /// An upgrade passes, in this order: its form (RFC 6455, section 4.2.1), the allowed origins, the limit of connections,
+    /// `authenticate`. `remote` is the client's address, if the stream has one.
+    pub async fn handle_request(&self, head: Parts, remote: Option<SocketAddr>) -> FrontDoor {
+        if !handshake::is_upgrade(&head.headers) {
+            return FrontDoor::Respond(self.page(head, remote).await);
+        }
+        let headers = match handshake::respond(&head.method, head.version, &head.headers) {
+            Ok(headers) => headers,
+            Err(error) => {
+                let mut response = text(error.status(), error.to_string());
+                response.headers_mut().extend(error.headers());
+                return FrontDoor::Respond(response);
+            }
+        };
+        match self.let_in(head, remote).await {
+            Ok(admission) => {
+                let mut response = Response::new(());
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                *response.headers_mut() = headers;
+                FrontDoor::Upgrade {
+                    response,
+                    admission,
+                }
+            }
+            Err(refusal) => {
+                tracing::debug!(%refusal, "refused an upgrade");
+                FrontDoor::Respond(refusal.into_response())
+            }
+        }
+    }
+
+    async fn let_in(&self, head: Parts, remote: Option<SocketAddr>) -> Result<Admission, Refusal> {
+        let server = &self.inner;
+        if !server.front.allows_origin(&head) {
+            return Err(Refusal::forbidden("this origin is not allowed"));
+        }
+        let mut admission = Admission::take(server, remote)?;
+        let Some(authenticate) = &server.front.authenticate else {
+            return Ok(admission);
+        };
+        let request = UpgradeRequest { head, remote };
+        let verdict = async { authenticate(request).await };
+        match AssertUnwindSafe(verdict).catch_unwind().await {
+            Ok(verdict) => {
+                let max = server.config.limits.metadata_bytes_max;
+                let accepted = verdict?.metadata;
+                admission.metadata = accepted
+                    .map(|json| metadata::checked(json, max))
+                    .transpose()
+                    .map_err(|error: ServerError| {
+                        tracing::error!(%error, "authenticate gave metadata over the limit");
+                        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
+                    })?;
+                Ok(admission)
+            }
+            Err(_) => {
+                tracing::error!("authenticate panicked, which means no");
+                Err(Refusal::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "Internal error",
+                ))
+            }
+        }
+    }
+
+    async fn page(&self, head: Parts, remote: Option<SocketAddr>) -> Response<Bytes> {
+        let is_head = head.method == Method::HEAD;
+        let Some(pages) = &self.inner.front.pages else {
+            return text(StatusCode::NOT_FOUND, "not found");
+        };
+        let request = UpgradeRequest { head, remote };
+        let page = async { pages(request).await };
+        let mut response = match AssertUnwindSafe(page).catch_unwind().await {
+            Ok(Some(response)) => response,
+            Ok(None) => text(StatusCode::NOT_FOUND, "not found"),
+            Err(_) => {
+                tracing::error!("the http handler panicked");
+                text(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
+            }
+        };
+        if is_head {
+            *response.body_mut() = Bytes::new();
+        }
+        response
+    }
+}
+
+fn text(status: StatusCode, text: impl Into<String>) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(text.into()));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+impl fmt::Debug for Front {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Front")
+            .field("origins", &self.origins)
+            .finish_non_exhaustive()
+    }
+}

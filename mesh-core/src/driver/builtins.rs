@@ -1,0 +1,419 @@
+//! The built-in commands (`protocol.md`, section 4).
+//!
+//! What is not exposed answers exactly as what does not exist.
+
+use std::{borrow::Cow, sync::Arc};
+
+use futures_channel::oneshot;
+use serde_json::value::RawValue;
+
+use super::{
+    Connection, Context, IntoPayload, ServerError,
+    handler::{Answer, ErasedHandler},
+    metadata,
+    registry::{Kind, Registry},
+    server::{Completion, Inner},
+};
+use crate::{
+    backend::{ConnectionId, Json, MetadataChange, Name, Op, Reply},
+    connection::CommandToken,
+    instance::{InstanceError, Outcome},
+    protocol::{
+        CommandError,
+        builtin::{
+            ChannelRef, ConnectionRef, GetChannelHistory, HISTORY_LIMIT_DEFAULT, HistoryReply,
+            JoinRoomReply, MetadataReply, MetadataStrategy, RoomRef, SetMyConnectionMetadata,
+            SubscribeChannel, SuccessReply,
+        },
+        encode, names, payload,
+    },
+};
+
+/// A built-in command.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Builtin {
+    GetChannelHistory,
+    GetConnectionMetadata,
+    GetMyConnectionMetadata,
+    GetRoomMetadata,
+    JoinRoom,
+    LeaveRoom,
+    Noop,
+    SetMyConnectionMetadata,
+    SubscribeChannel,
+    UnsubscribeChannel,
+}
+
+/// The built-in of a bare name.
+pub(super) fn find(name: &str) -> Option<Builtin> {
+    Some(match name {
+        names::GET_CHANNEL_HISTORY => Builtin::GetChannelHistory,
+        names::GET_CONNECTION_METADATA => Builtin::GetConnectionMetadata,
+        names::GET_MY_CONNECTION_METADATA => Builtin::GetMyConnectionMetadata,
+        names::GET_ROOM_METADATA => Builtin::GetRoomMetadata,
+        names::JOIN_ROOM => Builtin::JoinRoom,
+        names::LEAVE_ROOM => Builtin::LeaveRoom,
+        names::NOOP => Builtin::Noop,
+        names::SET_MY_CONNECTION_METADATA => Builtin::SetMyConnectionMetadata,
+        names::SUBSCRIBE_CHANNEL => Builtin::SubscribeChannel,
+        names::UNSUBSCRIBE_CHANNEL => Builtin::UnsubscribeChannel,
+        _ => return None,
+    })
+}
+
+/// The handler of one call of a built-in. It knows the command's token because some replies must be queued in the same
+/// step in which events begin to follow them.
+pub(super) fn handler(builtin: Builtin, token: CommandToken, id: u32) -> ErasedHandler {
+    ErasedHandler::from_fn(move |ctx: Context, _| {
+        Box::pin(async move {
+            match run(builtin, &ctx, token, id).await {
+                Ok(answer) => answer,
+                Err(error) => Answer::Error(error),
+            }
+        })
+    })
+}
+
+async fn run(
+    builtin: Builtin,
+    ctx: &Context,
+    token: CommandToken,
+    id: u32,
+) -> Result<Answer, CommandError> {
+    let call = BuiltinCall { ctx, token, id };
+    match builtin {
+        Builtin::GetChannelHistory => call.get_channel_history().await,
+        Builtin::GetConnectionMetadata => call.get_connection_metadata().await,
+        Builtin::GetMyConnectionMetadata => {
+            let metadata = call.server().local_metadata(ctx.connection.id());
+            call.reply_metadata(metadata.flatten().as_ref())
+        }
+        Builtin::GetRoomMetadata => call.get_room_metadata().await,
+        Builtin::JoinRoom => call.join_room().await,
+        Builtin::LeaveRoom => call.leave_room().await,
+        Builtin::Noop => call.reply(&true),
+        Builtin::SetMyConnectionMetadata => call.set_my_connection_metadata().await,
+        Builtin::SubscribeChannel => call.subscribe_channel().await,
+        Builtin::UnsubscribeChannel => call.unsubscribe_channel().await,
+    }
+}
+
+struct BuiltinCall<'a> {
+    ctx: &'a Context,
+    token: CommandToken,
+    id: u32,
+}
+
+impl BuiltinCall<'_> {
+    fn server(&self) -> &Arc<Inner> {
+        &self.ctx.server.inner
+    }
+
+    fn json(&self) -> &str {
+        self.ctx.payload.json()
+    }
+
+    fn reply<T: serde::Serialize + ?Sized>(&self, reply: &T) -> Result<Answer, CommandError> {
+        match reply.reply(self.id, self.ctx.command()) {
+            Ok(frame) => Ok(Answer::Frame(frame)),
+            Err(error) => Err(CommandError::new(error.to_string())),
+        }
+    }
+
+    fn reply_metadata(&self, stored: Option<&Json>) -> Result<Answer, CommandError> {
+        let metadata = stored.and_then(|json| serde_json::from_str::<&RawValue>(json).ok());
+        self.reply(&MetadataReply { metadata })
+    }
+
+    async fn allows(&self, kind: Kind, name: &str) -> bool {
+        Registry::allows(
+            self.server().registrations.snapshot(),
+            kind,
+            self.ctx.connection.clone(),
+            name.to_owned(),
+        )
+        .await
+    }
+
+    /// Answers in the step in which the machine completes the request.
+    async fn answered(
+        &self,
+        kind: TicketKind,
+        request: impl FnOnce(Completion),
+    ) -> Result<Answer, CommandError> {
+        let (sent, answered) = oneshot::channel();
+        request(Completion::Reply(ReplyTicket {
+            connection: self.ctx.connection.clone(),
+            token: self.token,
+            id: self.id,
+            name: self.ctx.command().into(),
+            kind,
+            sent,
+        }));
+        match answered.await {
+            Ok(Ok(())) => Ok(Answer::Sent),
+            Ok(Err(error)) => Err(ServerError::from(error).into()),
+            Err(_) => Err(ServerError::Gone.into()),
+        }
+    }
+
+    fn reserve_membership(&self) -> Result<(), CommandError> {
+        let mut state = self.ctx.connection.shared.lock();
+        state
+            .machine
+            .reserve_membership()
+            .map_err(|error| ServerError::from(error).into())
+    }
+
+    async fn subscribe_channel(&self) -> Result<Answer, CommandError> {
+        let request: SubscribeChannel<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let channel = server.name("channel", &request.channel)?;
+        if !self.allows(Kind::Channel, &channel).await {
+            return self.reply(&HistoryReply::default());
+        }
+        self.reserve_membership()?;
+        let history = request.history_limit.unwrap_or(0);
+        let history = history.min(server.config.limits.history_max);
+        let shared = Arc::clone(&self.ctx.connection.shared);
+        self.answered(TicketKind::Subscribed, |done| {
+            server.with_shard(&channel, |shard| {
+                shard.subscribe(&channel, shared.id.clone(), shared, history, done);
+            });
+        })
+        .await
+    }
+
+    async fn unsubscribe_channel(&self) -> Result<Answer, CommandError> {
+        let request: ChannelRef<'_> = payload::decode_object(self.json())?;
+        let channel = self.server().name("channel", &request.channel)?;
+        let outcome = self
+            .server()
+            .request(&channel, |shard, done| {
+                shard.unsubscribe(&channel, self.ctx.connection.id(), done);
+            })
+            .await?;
+        self.reply(&(outcome == Outcome::Unsubscribed(true)))
+    }
+
+    async fn get_channel_history(&self) -> Result<Answer, CommandError> {
+        let request: GetChannelHistory<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let channel = server.name("channel", &request.channel)?;
+        if !self.allows(Kind::Channel, &channel).await {
+            return self.reply(&HistoryReply::default());
+        }
+        let limit = request.limit.unwrap_or(HISTORY_LIMIT_DEFAULT);
+        let limit = limit.min(server.config.limits.history_max);
+        let Reply::History(history) = server.ask(Op::History { channel, limit }).await? else {
+            return self.reply(&HistoryReply::default());
+        };
+        self.reply(&history_reply(&history))
+    }
+
+    async fn join_room(&self) -> Result<Answer, CommandError> {
+        let request: RoomRef<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let room = server.name("room", &request.room_name)?;
+        if !self.allows(Kind::Room, &room).await {
+            return self.reply(&JoinRoomReply::default());
+        }
+        self.reserve_membership()?;
+        let shared = Arc::clone(&self.ctx.connection.shared);
+        self.answered(TicketKind::Joined, |done| {
+            server.with_shard(&room, |shard| {
+                shard.join(&room, shared.id.clone(), shared, true, done);
+            });
+        })
+        .await
+    }
+
+    async fn leave_room(&self) -> Result<Answer, CommandError> {
+        let request: RoomRef<'_> = payload::decode_object(self.json())?;
+        let room = self.server().name("room", &request.room_name)?;
+        // A room that is not exposed is the application's: leaving it is as leaving one that does not exist.
+        let registry = self.server().registrations.snapshot();
+        if registry.covers(Kind::Room, &room) {
+            self.server()
+                .request(&room, |shard, done| {
+                    shard.leave(&room, self.ctx.connection.id().clone(), done);
+                })
+                .await?;
+        }
+        self.reply(&SuccessReply { success: true })
+    }
+
+    async fn get_room_metadata(&self) -> Result<Answer, CommandError> {
+        let request: RoomRef<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let room = server.name("room", &request.room_name)?;
+        if !self.allows(Kind::RoomMetadata, &room).await {
+            return self.reply_metadata(None);
+        }
+        match server.ask(Op::RoomMetadata { room }).await? {
+            Reply::Metadata(metadata) => self.reply_metadata(metadata.as_ref()),
+            _ => self.reply_metadata(None),
+        }
+    }
+
+    async fn get_connection_metadata(&self) -> Result<Answer, CommandError> {
+        let request: ConnectionRef<'_> = payload::decode_object(self.json())?;
+        let asked = ConnectionId::new(&*request.connection_id);
+        let own = asked == *self.ctx.connection.id();
+        if !own && !self.allows(Kind::ConnectionMetadata, asked.as_str()).await {
+            return self.reply_metadata(None);
+        }
+        let metadata = self.server().metadata(&asked).await?;
+        self.reply_metadata(metadata.as_ref())
+    }
+
+    async fn set_my_connection_metadata(&self) -> Result<Answer, CommandError> {
+        let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        if !server.client_metadata {
+            return self.reply(&SuccessReply { success: false });
+        }
+        let replace = request.options.unwrap_or_default().strategy == MetadataStrategy::Replace;
+        let authenticated = self.ctx.connection.shared.authenticated.as_ref();
+        let Some(change) = client_change(request.metadata.get(), replace, authenticated) else {
+            return self.reply(&SuccessReply { success: false });
+        };
+        let max = server.config.limits.metadata_bytes_max;
+        let change = match change {
+            MetadataChange::Merge(json) => MetadataChange::Merge(metadata::checked(json, max)?),
+            MetadataChange::Replace(json) => MetadataChange::Replace(metadata::checked(json, max)?),
+        };
+        server
+            .change_metadata(self.ctx.connection.id(), change)
+            .await?;
+        self.reply(&SuccessReply { success: true })
+    }
+}
+
+/// What a client's wish comes to: the keys that `authenticate` set stay as they are. `None` where all of the
+/// document is the server's.
+fn client_change(
+    wished: &str,
+    replace: bool,
+    authenticated: Option<&Json>,
+) -> Option<MetadataChange> {
+    use serde_json::{Map, Value};
+    let change = |json: Json| {
+        if replace {
+            MetadataChange::Replace(json)
+        } else {
+            MetadataChange::Merge(json)
+        }
+    };
+    let Some(authenticated) = authenticated else {
+        return Some(change(wished.into()));
+    };
+    let Value::Object(fixed) = serde_json::from_str(authenticated).ok()? else {
+        return None;
+    };
+    let mut wished: Map<String, Value> = serde_json::from_str(wished).ok()?;
+    wished.extend(fixed);
+    Some(change(Value::Object(wished).to_string().into()))
+}
+
+fn history_reply(history: &[bytes::Bytes]) -> HistoryReply<'_> {
+    HistoryReply {
+        success: true,
+        history: history
+            .iter()
+            .map(|message| String::from_utf8_lossy(message))
+            .collect(),
+    }
+}
+
+/// Which reply a ticket stands for.
+#[derive(Clone, Copy, Debug)]
+enum TicketKind {
+    Joined,
+    Subscribed,
+}
+
+/// The right to answer one command in the very step in which its request is completed.
+pub(super) struct ReplyTicket {
+    connection: Connection,
+    token: CommandToken,
+    id: u32,
+    name: Name,
+    kind: TicketKind,
+    sent: oneshot::Sender<Result<(), InstanceError>>,
+}
+
+impl ReplyTicket {
+    pub(super) fn answer(self, result: Result<Outcome, InstanceError>, now: std::time::Instant) {
+        let frame = match (result, self.kind) {
+            (Ok(Outcome::Joined { present, .. }), TicketKind::Joined) => {
+                let present = present
+                    .iter()
+                    .map(|id| Cow::Borrowed(id.as_str()))
+                    .collect();
+                let reply = JoinRoomReply {
+                    success: true,
+                    present,
+                };
+                encode::reply(self.id, &self.name, &reply)
+            }
+            (Ok(Outcome::Subscribed { history }), TicketKind::Subscribed) => {
+                encode::reply(self.id, &self.name, &history_reply(&history))
+            }
+            (Ok(_), _) => encode::reply(self.id, &self.name, &SuccessReply { success: true }),
+            (Err(error), _) => {
+                // The command's own task makes the reply; it may be gone with its connection.
+                let _ = self.sent.send(Err(error));
+                return;
+            }
+        };
+        if let Ok(frame) = frame {
+            self.connection
+                .shared
+                .reply(self.token, &self.name, frame, now);
+        }
+        let _ = self.sent.send(Ok(()));
+    }
+}
+
+impl ErasedHandler {
+    fn from_fn(
+        handler: impl Fn(Context, u32) -> crate::backend::BoxFuture<'static, Answer>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        struct Direct<F>(F);
+        impl<F> super::handler::Call for Direct<F>
+        where
+            F: Fn(Context, u32) -> crate::backend::BoxFuture<'static, Answer> + Send + Sync,
+        {
+            fn call(&self, ctx: Context, id: u32) -> crate::backend::BoxFuture<'static, Answer> {
+                (self.0)(ctx, id)
+            }
+        }
+        Self::new(Arc::new(Direct(handler)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MetadataChange, client_change};
+
+    #[test]
+    fn what_authenticate_set_stays() {
+        let fixed = Some(r#"{"userId":1}"#.into());
+        let change = client_change(r#"{"userId":2,"name":"x"}"#, true, fixed.as_ref());
+        let Some(MetadataChange::Replace(json)) = change else {
+            panic!("{change:?}");
+        };
+        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(json, serde_json::json!({"userId": 1, "name": "x"}));
+        assert_eq!(client_change("[1]", true, fixed.as_ref()), None);
+        assert_eq!(client_change("{}", false, Some("7".into()).as_ref()), None);
+        assert_eq!(
+            client_change("[1]", false, None),
+            Some(MetadataChange::Merge("[1]".into()))
+        );
+    }
+}

@@ -1,0 +1,102 @@
+//! What can go wrong for an application that uses the server's handles.
+
+use crate::{
+    backend::BackendError,
+    connection::MembershipsFull,
+    instance::InstanceError,
+    protocol::{CommandError, EncodeError},
+};
+
+/// An operation on the server failed.
+///
+/// In a handler `?` turns it into the reply: each variant has one wire code.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// The backend failed. Wire code `EUNAVAILABLE`.
+    #[error(transparent)]
+    Backend(BackendError),
+    /// The value is no JSON. Wire code `ESERVER`.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The connection is closed, or not one of this server's. Wire code `ESERVER`.
+    #[error("the connection is closed")]
+    Gone,
+    /// A channel's history is longer than the server keeps. Wire code `ESERVER`.
+    #[error("a history of {len} messages is over the limit of {max}")]
+    HistoryTooLong {
+        /// What was asked for.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The connection holds as many rooms, channels and records as it may. Wire code `EOVERLOAD`.
+    #[error(transparent)]
+    MembershipsFull(#[from] MembershipsFull),
+    /// A metadata document is too large. Wire code `EINVALID`.
+    #[error("metadata of {len} bytes is over the limit of {max}")]
+    MetadataTooLong {
+        /// Its size in bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A name is empty or too long. Wire code `EINVALID`.
+    #[error("a {what} name has 1 to {max} bytes, this one has {len}")]
+    Name {
+        /// `"channel"` or `"room"`.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// More arrived while a subscription was under way than is kept for it. Wire code `EOVERLOAD`.
+    #[error("more than {max} bytes arrived while the subscription was under way")]
+    Overflow {
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The stored metadata is not of the type that was asked for. Wire code `ESERVER`.
+    #[error("the metadata is not of the type that was asked for: {0}")]
+    Shape(String),
+}
+
+impl From<BackendError> for ServerError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::TooLong { len, max } => Self::MetadataTooLong { len, max },
+            BackendError::UnknownConnection => Self::Gone,
+            other => Self::Backend(other),
+        }
+    }
+}
+
+impl From<InstanceError> for ServerError {
+    fn from(error: InstanceError) -> Self {
+        match error {
+            InstanceError::Backend(error) => error.into(),
+            InstanceError::Gone => Self::Gone,
+            InstanceError::Overflow { max } => Self::Overflow { max },
+        }
+    }
+}
+
+impl From<ServerError> for CommandError {
+    fn from(error: ServerError) -> Self {
+        let message = error.to_string();
+        match error {
+            ServerError::Backend(_) => Self::unavailable(message),
+            ServerError::MembershipsFull(_) | ServerError::Overflow { .. } => {
+                Self::overload(message)
+            }
+            ServerError::MetadataTooLong { .. } | ServerError::Name { .. } => {
+                Self::invalid(message)
+            }
+            ServerError::Encode(_)
+            | ServerError::Gone
+            | ServerError::HistoryTooLong { .. }
+            | ServerError::Shape(_) => Self::new(message),
+        }
+    }
+}

@@ -1,0 +1,778 @@
+//! The handle of a server, usable from anywhere.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{
+    Connection, ConnectionRef, Context, Expose, Handler, IntoPayload, MeshServerBuilder, Pattern,
+    Registration, ServerError, handler::Middleware, metadata, registry::Kind, server::Inner,
+};
+use crate::{
+    backend::{ConnectionId, InstanceId, Json, MetadataChange, Name, Op, Reply, Topic},
+    instance::Outcome,
+    protocol::{CommandError, Limits},
+    relay::{Membership, Relay},
+    websocket::{CloseCode, CloseFrame, TextFrame},
+};
+
+/// A server: commands, rooms, channels and connections of one instance, and through its backend of all.
+///
+/// Cheap to clone, and the same type on every runtime. Methods that reach other instances are async and fail
+/// with [`ServerError::Backend`] while the backend cannot be reached.
+#[derive(Clone)]
+pub struct MeshServer {
+    pub(super) inner: Arc<Inner>,
+}
+
+impl MeshServer {
+    /// Begins a server; an adapter finishes it.
+    pub fn builder() -> MeshServerBuilder {
+        MeshServerBuilder::default()
+    }
+
+    pub(super) fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    /// Registers with the backend. Serving does so by itself; calling it first tells at once if the backend cannot be reached.
+    ///
+    /// # Errors
+    /// The backend could not be reached, or refused this instance.
+    pub async fn start(&self) -> Result<(), ServerError> {
+        Ok(self.inner.start().await?)
+    }
+
+    /// This instance's id, new with every start.
+    pub fn instance_id(&self) -> &InstanceId {
+        &self.inner.instance_id
+    }
+
+    /// The limits that hold.
+    pub fn limits(&self) -> &Limits {
+        &self.inner.config.limits
+    }
+
+    /// Registers the handler of a command, in place of an earlier one of the same name.
+    ///
+    /// The dialect's prefix (`mesh/`) belongs to the built-ins: a handler under a built-in's name is never called.
+    ///
+    /// ```
+    /// use mesh_core::driver::{Context, MeshServer};
+    ///
+    /// fn register(server: &MeshServer) {
+    ///     server.register_command("double", async |ctx: Context<i64>| Ok(ctx.payload * 2));
+    /// }
+    /// ```
+    ///
+    /// What is no handler is refused with what is wrong about it:
+    ///
+    /// ```compile_fail
+    /// # use mesh_core::driver::{Context, MeshServer};
+    /// # fn register(server: &MeshServer) {
+    /// server.register_command("length", async |text: String| Ok(text.len()));
+    /// # }
+    /// ```
+    pub fn register_command<S>(
+        &self,
+        name: impl Into<String>,
+        handler: impl Handler<S>,
+    ) -> Registration<'_> {
+        Registration::new(&self.inner.registrations, name.into(), handler.erase())
+    }
+
+    /// Adds a middleware that runs before every command, built-ins and unknown ones included, in the order of adding. One that fails
+    /// stops the chain, and its error is the reply.
+    pub fn add_middleware<F, Fut>(&self, middleware: F)
+    where
+        F: Fn(Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), CommandError>> + Send + 'static,
+    {
+        self.inner
+            .registrations
+            .add_middleware(Middleware::new(middleware));
+    }
+
+    /// Lets clients subscribe to channels and read their history. Nothing is exposed by default.
+    pub fn expose_channel(&self, pattern: impl Into<Pattern>) -> Expose<'_> {
+        self.expose(Kind::Channel, Some(pattern.into()))
+    }
+
+    /// Lets clients join and leave rooms by themselves (`mesh/join-room`).
+    pub fn expose_room(&self, pattern: impl Into<Pattern>) -> Expose<'_> {
+        self.expose(Kind::Room, Some(pattern.into()))
+    }
+
+    /// Lets clients read rooms' metadata.
+    pub fn expose_room_metadata(&self, pattern: impl Into<Pattern>) -> Expose<'_> {
+        self.expose(Kind::RoomMetadata, Some(pattern.into()))
+    }
+
+    /// Lets clients read the metadata of other connections; the guard is given the id that is asked about.
+    pub fn expose_connection_metadata(&self) -> Expose<'_> {
+        self.expose(Kind::ConnectionMetadata, None)
+    }
+
+    fn expose(&self, kind: Kind, pattern: Option<Pattern>) -> Expose<'_> {
+        Expose::new(&self.inner.registrations, kind, pattern)
+    }
+
+    /// Sends an event to every connection, on all instances.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the payload has no JSON form, or the backend failed; local connections were served.
+    pub async fn broadcast<T: IntoPayload>(
+        &self,
+        event: &str,
+        payload: T,
+    ) -> Result<(), ServerError> {
+        let frame = payload.event(event)?;
+        self.broadcast_frame(frame, Arc::clone(&self.inner.nobody))
+            .await
+    }
+
+    /// Sends an event to every connection but these.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast).
+    pub async fn broadcast_exclude<T: IntoPayload, R: ConnectionRef>(
+        &self,
+        event: &str,
+        payload: T,
+        except: impl IntoIterator<Item = R>,
+    ) -> Result<(), ServerError> {
+        let frame = payload.event(event)?;
+        self.broadcast_frame(frame, ids(except)).await
+    }
+
+    async fn broadcast_frame(
+        &self,
+        frame: TextFrame,
+        except: Arc<[ConnectionId]>,
+    ) -> Result<(), ServerError> {
+        self.inner.deliver_all(&except, &frame);
+        self.publish(Topic::All, relay_event(&frame, &except)).await
+    }
+
+    /// Sends an event to these connections, wherever they live: one message to each other instance that holds one of them. One that does
+    /// not exist is passed over.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast).
+    pub async fn broadcast_to<T: IntoPayload, R: ConnectionRef>(
+        &self,
+        event: &str,
+        payload: T,
+        to: impl IntoIterator<Item = R>,
+    ) -> Result<(), ServerError> {
+        let frame = payload.event(event)?;
+        let now = self.inner.runtime.now();
+        let mut remote: BTreeMap<InstanceId, Vec<ConnectionId>> = BTreeMap::new();
+        for id in to.into_iter().map(|to| to.connection_id()) {
+            if let Some(connection) = self.inner.local(&id) {
+                self.inner.deliver(&connection.shared, &frame, now);
+            } else if let Some(instance) = self.elsewhere(&id) {
+                remote.entry(instance).or_default().push(id);
+            }
+        }
+        let mut result = Ok(());
+        for (instance, connections) in remote {
+            let text = frame.text().to_owned();
+            let sent = self
+                .publish(
+                    Topic::Instance(instance),
+                    Relay::SendTo { connections, text },
+                )
+                .await;
+            // One instance that cannot be reached does not keep the event from the others.
+            result = result.and(sent);
+        }
+        result
+    }
+
+    /// Sends an event to one connection, wherever it lives. To one that does not exist it goes nowhere.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast).
+    pub async fn send_to<T: IntoPayload>(
+        &self,
+        to: impl ConnectionRef,
+        event: &str,
+        payload: T,
+    ) -> Result<(), ServerError> {
+        self.broadcast_to(event, payload, [to.connection_id()])
+            .await
+    }
+
+    /// Sends an event to the members of a room, on all instances.
+    ///
+    /// # Errors
+    /// As [`broadcast`](Self::broadcast); [`ServerError::Name`] for a name that no room can have.
+    pub async fn broadcast_room<T: IntoPayload>(
+        &self,
+        room: &str,
+        event: &str,
+        payload: T,
+    ) -> Result<(), ServerError> {
+        let frame = payload.event(event)?;
+        self.broadcast_room_frame(room, frame, Arc::clone(&self.inner.nobody))
+            .await
+    }
+
+    /// Sends an event to the members of a room but these.
+    ///
+    /// # Errors
+    /// As [`broadcast_room`](Self::broadcast_room).
+    pub async fn broadcast_room_exclude<T: IntoPayload, R: ConnectionRef>(
+        &self,
+        room: &str,
+        event: &str,
+        payload: T,
+        except: impl IntoIterator<Item = R>,
+    ) -> Result<(), ServerError> {
+        let frame = payload.event(event)?;
+        self.broadcast_room_frame(room, frame, ids(except)).await
+    }
+
+    async fn broadcast_room_frame(
+        &self,
+        room: &str,
+        frame: TextFrame,
+        except: Arc<[ConnectionId]>,
+    ) -> Result<(), ServerError> {
+        let room = self.inner.name("room", room)?;
+        self.inner
+            .with_shard(&room, |shard| shard.deliver_room(&room, &except, &frame));
+        self.publish(Topic::Room(room), relay_event(&frame, &except))
+            .await
+    }
+
+    /// Makes a connection of this server a member of a room. True if it was none before. In force, on all instances, when this returns.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the connection is gone or holds too much, the name is none, the backend failed.
+    pub async fn add_to_room(
+        &self,
+        room: &str,
+        connection: impl ConnectionRef,
+    ) -> Result<bool, ServerError> {
+        let room = self.inner.name("room", room)?;
+        let id = connection.connection_id();
+        let shared = self.inner.local(&id).ok_or(ServerError::Gone)?.shared;
+        shared.lock().machine.reserve_membership()?;
+        let outcome = self
+            .inner
+            .request(&room, |shard, done| {
+                shard.join(&room, id, shared, false, done);
+            })
+            .await?;
+        Ok(matches!(outcome, Outcome::Joined { new: true, .. }))
+    }
+
+    /// Ends a membership. True if there was one. No event of the room reaches the connection after this.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, or the backend failed.
+    pub async fn remove_from_room(
+        &self,
+        room: &str,
+        connection: impl ConnectionRef,
+    ) -> Result<bool, ServerError> {
+        let room = self.inner.name("room", room)?;
+        let id = connection.connection_id();
+        let outcome = self
+            .inner
+            .request(&room, |shard, done| shard.leave(&room, id, done))
+            .await?;
+        Ok(outcome == Outcome::Left(true))
+    }
+
+    /// Ends all of a connection's room memberships.
+    ///
+    /// # Errors
+    /// The first failure; the other rooms were left all the same.
+    pub async fn remove_from_all_rooms(
+        &self,
+        connection: impl ConnectionRef,
+    ) -> Result<(), ServerError> {
+        let id = connection.connection_id();
+        let mut result = Ok(());
+        for membership in self.inner.memberships(&id) {
+            if let Membership::Room(room) = membership {
+                let left = self
+                    .inner
+                    .request(&room, |shard, done| shard.leave(&room, id.clone(), done))
+                    .await;
+                result = result.and(left.map(drop));
+            }
+        }
+        result
+    }
+
+    /// Is a connection a member of a room?
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, or the backend failed.
+    pub async fn is_in_room(
+        &self,
+        room: &str,
+        connection: impl ConnectionRef,
+    ) -> Result<bool, ServerError> {
+        let room = self.inner.name("room", room)?;
+        let connection = connection.connection_id();
+        let shard = self.inner.shard_of(&room);
+        if self.inner.lock_shard(shard).is_member(&room, &connection) {
+            return Ok(true);
+        }
+        let reply = self.inner.ask(Op::IsInRoom { room, connection }).await?;
+        Ok(reply == Reply::Flag(true))
+    }
+
+    /// The members of a room, all instances, in any order.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, or the backend failed.
+    pub async fn room_members(&self, room: &str) -> Result<Vec<ConnectionId>, ServerError> {
+        let room = self.inner.name("room", room)?;
+        match self.inner.ask(Op::RoomMembers { room }).await? {
+            Reply::Connections(members) => Ok(members),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes all members of a room, on all instances, and its metadata.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, or the backend failed.
+    pub async fn clear_room(&self, room: &str) -> Result<(), ServerError> {
+        let room = self.inner.name("room", room)?;
+        self.inner
+            .request(&room, |shard, done| shard.clear(&room, done))
+            .await?;
+        self.publish(Topic::Room(room), Relay::RoomCleared).await
+    }
+
+    /// Publishes a message to a channel: to every subscriber, on all instances, at most once each. With `history`
+    /// the channel keeps its newest `history` messages, this one included; 0 leaves the history alone.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, the history too long, or the backend failed.
+    pub async fn publish_to_channel(
+        &self,
+        channel: &str,
+        message: &str,
+        history: usize,
+    ) -> Result<(), ServerError> {
+        let channel = self.inner.name("channel", channel)?;
+        let max = self.limits().history_max;
+        if history > max {
+            return Err(ServerError::HistoryTooLong { len: history, max });
+        }
+        let message = message.to_owned().into();
+        let op = Op::PublishChannel {
+            channel,
+            message,
+            history,
+        };
+        self.inner.ask(op).await.map(drop)
+    }
+
+    /// Closes a connection, wherever it lives: what is queued is sent, then the close frame.
+    ///
+    /// # Errors
+    /// The backend failed; only for a connection of another instance.
+    pub async fn disconnect(
+        &self,
+        connection: impl ConnectionRef,
+        code: CloseCode,
+        reason: impl Into<String>,
+    ) -> Result<(), ServerError> {
+        let connection = connection.connection_id();
+        let reason = reason.into();
+        let frame = CloseFrame { code, reason };
+        if let Some(local) = self.inner.local(&connection) {
+            local.shared.close(frame, self.inner.runtime.now());
+            return Ok(());
+        }
+        self.tell_owner(&connection.clone(), Relay::Disconnect { connection, frame })
+            .await
+    }
+
+    /// Takes a room or channel away from a connection, wherever it lives.
+    ///
+    /// # Errors
+    /// The backend failed; only for a connection of another instance.
+    pub async fn revoke(
+        &self,
+        connection: impl ConnectionRef,
+        what: Membership,
+    ) -> Result<(), ServerError> {
+        let connection = connection.connection_id();
+        if self.inner.revoke_local(&connection, &what).await {
+            return Ok(());
+        }
+        self.tell_owner(&connection.clone(), Relay::Revoke { connection, what })
+            .await
+    }
+
+    /// Asks the guards again about everything that a connection holds, and takes away what they deny now. Rooms that are not exposed are the
+    /// application's own doing and stay.
+    ///
+    /// # Errors
+    /// The backend failed; only for a connection of another instance.
+    pub async fn recheck_guards(&self, connection: impl ConnectionRef) -> Result<(), ServerError> {
+        let connection = connection.connection_id();
+        if let Some(local) = self.inner.local(&connection) {
+            self.inner.recheck_local(&local).await;
+            return Ok(());
+        }
+        self.tell_owner(&connection.clone(), Relay::RecheckGuards { connection })
+            .await
+    }
+
+    /// The connections and their metadata.
+    pub fn connections(&self) -> Connections<'_> {
+        Connections { server: self }
+    }
+
+    /// The rooms' metadata.
+    pub fn rooms(&self) -> Rooms<'_> {
+        Rooms { server: self }
+    }
+
+    /// How the server is.
+    pub fn health(&self) -> Health {
+        Health {
+            instance_id: self.inner.instance_id.clone(),
+            connections: self.inner.admitted.load(Ordering::Relaxed),
+            backend: self.inner.backend.name(),
+            is_stopping: self.inner.stopping.is_set(),
+        }
+    }
+
+    /// Numbers for a monitoring system.
+    pub fn metrics(&self) -> Metrics {
+        let counters = &self.inner.counters;
+        Metrics {
+            connections: self.inner.admitted.load(Ordering::Relaxed),
+            connections_total: counters.connections_total.load(Ordering::Relaxed),
+            slow_consumers_total: counters.slow_consumers.load(Ordering::Relaxed),
+            handler_panics_total: counters.handler_panics.load(Ordering::Relaxed),
+            backend_errors_total: counters.backend_errors.load(Ordering::Relaxed),
+            backend_messages_dropped_total: counters
+                .backend_messages_dropped
+                .load(Ordering::Relaxed),
+        }
+    }
+
+    /// Another instance that may hold this connection.
+    fn elsewhere(&self, id: &ConnectionId) -> Option<InstanceId> {
+        id.instance()
+            .filter(|owner| *owner != self.inner.instance_id)
+    }
+
+    async fn tell_owner(&self, id: &ConnectionId, relay: Relay) -> Result<(), ServerError> {
+        match self.elsewhere(id) {
+            Some(instance) => self.publish(Topic::Instance(instance), relay).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn publish(&self, topic: Topic, relay: Relay) -> Result<(), ServerError> {
+        let message = relay.encode();
+        self.inner.ask(Op::Publish { topic, message }).await?;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for MeshServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+/// How a server is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Health {
+    /// This instance.
+    pub instance_id: InstanceId,
+    /// Connections of this instance.
+    pub connections: usize,
+    /// `"memory"` or `"redis"`.
+    pub backend: &'static str,
+    /// Has the shutdown begun?
+    pub is_stopping: bool,
+}
+
+/// Numbers of this instance since it was built.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Connections now.
+    pub connections: usize,
+    /// Connections that were let in.
+    pub connections_total: u64,
+    /// Connections closed because they did not read as fast as they were sent to.
+    pub slow_consumers_total: u64,
+    /// Handlers, middleware and outcome hooks that panicked.
+    pub handler_panics_total: u64,
+    /// Backend operations that failed.
+    pub backend_errors_total: u64,
+    /// Messages of the backend that were too long, or of an unknown kind.
+    pub backend_messages_dropped_total: u64,
+}
+
+/// The connections of all instances and their metadata.
+#[derive(Clone, Copy, Debug)]
+pub struct Connections<'a> {
+    server: &'a MeshServer,
+}
+
+impl Connections<'_> {
+    /// The handle of a connection of this instance.
+    pub fn local(&self, connection: impl ConnectionRef) -> Option<Connection> {
+        self.server.inner.local(&connection.connection_id())
+    }
+
+    /// The ids of all connections, all instances, in any order.
+    ///
+    /// # Errors
+    /// The backend failed.
+    pub async fn ids(&self) -> Result<Vec<ConnectionId>, ServerError> {
+        match self.server.inner.ask(Op::Connections).await? {
+            Reply::Connections(ids) => Ok(ids),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The metadata of a connection, wherever it lives; `None` where it has none or does not exist.
+    ///
+    /// # Errors
+    /// [`ServerError::Shape`] if it is not a `T`, or the backend failed.
+    pub async fn metadata<T: DeserializeOwned>(
+        &self,
+        connection: impl ConnectionRef,
+    ) -> Result<Option<T>, ServerError> {
+        let id = connection.connection_id();
+        metadata::typed(self.server.inner.metadata(&id).await?.as_ref())
+    }
+
+    /// Replaces the metadata of a connection, wherever it lives.
+    ///
+    /// # Errors
+    /// [`ServerError`]: no JSON, too large, no such connection, or the backend failed.
+    pub async fn set_metadata<T: Serialize + ?Sized>(
+        &self,
+        connection: impl ConnectionRef,
+        value: &T,
+    ) -> Result<(), ServerError> {
+        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
+        let id = connection.connection_id();
+        self.server
+            .inner
+            .change_metadata(&id, MetadataChange::Replace(json))
+            .await
+    }
+
+    /// Merges keys into the metadata of a connection, one level deep and atomically.
+    ///
+    /// # Errors
+    /// As [`set_metadata`](Self::set_metadata).
+    pub async fn merge_metadata<T: Serialize + ?Sized>(
+        &self,
+        connection: impl ConnectionRef,
+        value: &T,
+    ) -> Result<(), ServerError> {
+        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
+        let id = connection.connection_id();
+        self.server
+            .inner
+            .change_metadata(&id, MetadataChange::Merge(json))
+            .await
+    }
+
+    /// Every connection's metadata, all instances, in any order.
+    ///
+    /// # Errors
+    /// [`ServerError::Shape`] if one is not a `T`, or the backend failed.
+    pub async fn all_metadata<T: DeserializeOwned>(
+        &self,
+    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
+        self.listed(Op::AllConnectionMetadata).await
+    }
+
+    /// The metadata of a room's members, all instances, in any order.
+    ///
+    /// # Errors
+    /// As [`all_metadata`](Self::all_metadata); [`ServerError::Name`] for a name that no room can have.
+    pub async fn room_members_metadata<T: DeserializeOwned>(
+        &self,
+        room: &str,
+    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
+        let room = self.server.inner.name("room", room)?;
+        self.listed(Op::RoomMembersMetadata { room }).await
+    }
+
+    async fn listed<T: DeserializeOwned>(
+        &self,
+        op: Op,
+    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
+        let Reply::ConnectionsMetadata(all) = self.server.inner.ask(op).await? else {
+            return Ok(Vec::new());
+        };
+        all.into_iter()
+            .map(|(id, json)| Ok((id, metadata::typed(json.as_ref())?)))
+            .collect()
+    }
+}
+
+/// The rooms' metadata.
+#[derive(Clone, Copy, Debug)]
+pub struct Rooms<'a> {
+    server: &'a MeshServer,
+}
+
+impl Rooms<'_> {
+    /// A room's metadata; `None` where it has none.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, the metadata is not a `T`, or the backend failed.
+    pub async fn metadata<T: DeserializeOwned>(
+        &self,
+        room: &str,
+    ) -> Result<Option<T>, ServerError> {
+        let room = self.server.inner.name("room", room)?;
+        match self.server.inner.ask(Op::RoomMetadata { room }).await? {
+            Reply::Metadata(json) => metadata::typed(json.as_ref()),
+            _ => Ok(None),
+        }
+    }
+
+    /// Replaces a room's metadata.
+    ///
+    /// # Errors
+    /// [`ServerError`]: the name is none, no JSON, too large, or the backend failed.
+    pub async fn set_metadata<T: Serialize + ?Sized>(
+        &self,
+        room: &str,
+        value: &T,
+    ) -> Result<(), ServerError> {
+        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
+        self.change(room, MetadataChange::Replace(json)).await
+    }
+
+    /// Merges keys into a room's metadata, one level deep and atomically.
+    ///
+    /// # Errors
+    /// As [`set_metadata`](Self::set_metadata).
+    pub async fn merge_metadata<T: Serialize + ?Sized>(
+        &self,
+        room: &str,
+        value: &T,
+    ) -> Result<(), ServerError> {
+        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
+        self.change(room, MetadataChange::Merge(json)).await
+    }
+
+    /// Every room's metadata, by name.
+    ///
+    /// # Errors
+    /// [`ServerError::Shape`] if one is not a `T`, or the backend failed.
+    pub async fn all_metadata<T: DeserializeOwned>(
+        &self,
+    ) -> Result<BTreeMap<String, T>, ServerError> {
+        let Reply::RoomsMetadata(all) = self.server.inner.ask(Op::AllRoomMetadata).await? else {
+            return Ok(BTreeMap::new());
+        };
+        all.into_iter()
+            .map(|(room, json)| {
+                let value = serde_json::from_str(&json)
+                    .map_err(|error| ServerError::Shape(error.to_string()))?;
+                Ok((room.to_string(), value))
+            })
+            .collect()
+    }
+
+    async fn change(&self, room: &str, change: MetadataChange) -> Result<(), ServerError> {
+        let room = self.server.inner.name("room", room)?;
+        self.server
+            .inner
+            .ask(Op::SetRoomMetadata { room, change })
+            .await
+            .map(drop)
+    }
+}
+
+impl Inner {
+    /// A room's or channel's name, if it can be one.
+    pub(super) fn name(&self, what: &'static str, name: &str) -> Result<Name, ServerError> {
+        let (len, max) = (name.len(), self.config.limits.name_bytes_max);
+        if (1..=max).contains(&len) {
+            Ok(name.into())
+        } else {
+            Err(ServerError::Name { what, len, max })
+        }
+    }
+
+    /// The metadata of any connection.
+    pub(super) async fn metadata(
+        self: &Arc<Self>,
+        id: &ConnectionId,
+    ) -> Result<Option<Json>, ServerError> {
+        if let Some(metadata) = self.local_metadata(id) {
+            return Ok(metadata);
+        }
+        let connection = id.clone();
+        match self.ask(Op::ConnectionMetadata { connection }).await? {
+            Reply::Metadata(metadata) => Ok(metadata),
+            _ => Ok(None),
+        }
+    }
+
+    /// Changes the metadata of any connection.
+    pub(super) async fn change_metadata(
+        self: &Arc<Self>,
+        id: &ConnectionId,
+        change: MetadataChange,
+    ) -> Result<(), ServerError> {
+        if self.local(id).is_some() {
+            self.request(id.as_str(), |shard, done| {
+                shard.set_metadata(id, change, done);
+            })
+            .await?;
+            return Ok(());
+        }
+        let connection = id.clone();
+        let op = Op::SetConnectionMetadata { connection, change };
+        if let Reply::Changed(None) = self.ask(op).await? {
+            return Err(ServerError::Gone);
+        }
+        let connection = id.clone();
+        if let Some(owner) = id.instance() {
+            let message = Relay::MetadataChanged { connection }.encode();
+            let topic = Topic::Instance(owner);
+            self.ask(Op::Publish { topic, message }).await?;
+        }
+        Ok(())
+    }
+}
+
+fn ids<R: ConnectionRef>(connections: impl IntoIterator<Item = R>) -> Arc<[ConnectionId]> {
+    connections
+        .into_iter()
+        .map(|connection| connection.connection_id())
+        .collect()
+}
+
+fn relay_event(frame: &TextFrame, except: &[ConnectionId]) -> Relay {
+    Relay::Event {
+        except: except.to_vec(),
+        text: frame.text().to_owned(),
+    }
+}

@@ -1,0 +1,521 @@
+//! The inside of a server: the machines' shards, and what carries their actions out.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::Future,
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use futures_channel::oneshot;
+use futures_util::StreamExt;
+use rand_chacha::{
+    ChaCha12Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use super::{
+    Connection, Runtime, ServerError,
+    authenticate::Front,
+    builtins::ReplyTicket,
+    connection::Shared,
+    hooks::Hooks,
+    registry::Registrations,
+    timers::{Ticker, Timers},
+};
+use crate::{
+    backend::{
+        Backend, BackendError, ConnectionId, InstanceId, Json, Name, Notice, Op, Reply, Topic,
+    },
+    connection::{Config, Delivery},
+    instance::{Action, Instance, InstanceError, OpToken, Outcome, Seeded},
+    protocol::{builtin::SubscriptionMessage, encode, names},
+    relay::{Membership, Relay},
+    websocket::TextFrame,
+};
+
+/// Shards of the instance. More than cores, so that two cores seldom want the same one.
+const SHARDS: usize = 16;
+
+/// What a request to a shard is answered to.
+pub(super) enum Completion {
+    /// Whoever waits.
+    Caller(oneshot::Sender<Result<Outcome, InstanceError>>),
+    /// Nobody: a cleanup whose failure is logged.
+    Nobody(&'static str),
+    /// The client itself, right here, so that nothing comes between.
+    Reply(ReplyTicket),
+}
+
+pub(super) type Shard = Instance<Arc<Shared>, Completion>;
+
+/// How many of what; for metrics.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) backend_errors: AtomicU64,
+    pub(super) backend_messages_dropped: AtomicU64,
+    pub(super) connections_total: AtomicU64,
+    pub(super) handler_panics: AtomicU64,
+    pub(super) slow_consumers: AtomicU64,
+}
+
+pub(super) struct Inner {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) instance_id: InstanceId,
+    pub(super) config: Arc<Config>,
+    pub(super) registrations: Registrations,
+    pub(super) hooks: Hooks,
+    pub(super) front: Front,
+    pub(super) timers: Arc<Timers>,
+    pub(super) counters: Counters,
+    /// Connections that hold a place, from the handshake to the end of their cleanup.
+    pub(super) admitted: AtomicUsize,
+    pub(super) stopping: super::shutdown::Stopping,
+    pub(super) drain_time: Duration,
+    pub(super) assign_id: bool,
+    pub(super) client_metadata: bool,
+    pub(super) nobody: Arc<[ConnectionId]>,
+    hasher: Seeded,
+    shards: Box<[Mutex<Shard>]>,
+    random: Mutex<ChaCha12Rng>,
+    next_number: AtomicU64,
+    started: AtomicBool,
+    starting: futures_util::lock::Mutex<()>,
+}
+
+/// The parts that a builder decides on.
+pub(super) struct Parts {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) config: Config,
+    pub(super) hooks: Hooks,
+    pub(super) front: Front,
+    pub(super) drain_time: Duration,
+    pub(super) assign_id: bool,
+    pub(super) client_metadata: bool,
+}
+
+impl Inner {
+    pub(super) fn new(parts: Parts) -> Self {
+        let mut random = ChaCha12Rng::from_seed(parts.runtime.seed());
+        let hasher = Seeded::new(&parts.runtime.seed());
+        let kept_bytes_max = parts.config.limits.queue_bytes_max;
+        let shards = (0..SHARDS).map(|_| Mutex::new(Instance::new(hasher, kept_bytes_max)));
+        Self {
+            timers: Arc::new(Timers::new(parts.runtime.now())),
+            instance_id: InstanceId::new(format!("{:016x}", random.next_u64())),
+            runtime: parts.runtime,
+            backend: parts.backend,
+            config: Arc::new(parts.config),
+            registrations: Registrations::default(),
+            hooks: parts.hooks,
+            front: parts.front,
+            counters: Counters::default(),
+            admitted: AtomicUsize::new(0),
+            stopping: super::shutdown::Stopping::default(),
+            drain_time: parts.drain_time,
+            assign_id: parts.assign_id,
+            client_metadata: parts.client_metadata,
+            nobody: Arc::new([]),
+            hasher,
+            shards: shards.collect(),
+            random: Mutex::new(random),
+            next_number: AtomicU64::new(0),
+            started: AtomicBool::new(false),
+            starting: futures_util::lock::Mutex::new(()),
+        }
+    }
+
+    /// Registers with the backend and starts the tasks of the server, once.
+    pub(super) async fn start(self: &Arc<Self>) -> Result<(), BackendError> {
+        if self.started.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _one = self.starting.lock().await;
+        if self.started.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let instance = self.instance_id.clone();
+        self.backend.execute(Op::OpenInstance { instance }).await?;
+        let topics = vec![Topic::All, Topic::Instance(self.instance_id.clone())];
+        self.backend.execute(Op::Subscribe { topics }).await?;
+        self.started.store(true, Ordering::Release);
+        self.runtime.spawn(Box::pin(Ticker::new(
+            Arc::clone(&self.timers),
+            Arc::clone(&self.runtime),
+        )));
+        let mut notices = self.backend.notices();
+        let server = Arc::downgrade(self);
+        self.runtime.spawn(Box::pin(async move {
+            while let Some(batch) = notices.next().await {
+                let Some(server) = server.upgrade() else {
+                    break;
+                };
+                for notice in batch {
+                    server.handle_notice(notice).await;
+                }
+            }
+        }));
+        Ok(())
+    }
+
+    /// Asks the backend for something that no machine keeps track of.
+    pub(super) async fn ask(self: &Arc<Self>, op: Op) -> Result<Reply, ServerError> {
+        self.start().await?;
+        let result = self.backend.execute(op).await;
+        if result.is_err() {
+            self.counters.backend_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(result?)
+    }
+
+    /// A new id: this instance, and 96 random bits that nobody guesses.
+    pub(super) fn new_connection_id(&self) -> ConnectionId {
+        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let (high, low) = (random.next_u64(), random.next_u32());
+        ConnectionId::new(format!("{}.{high:016x}{low:08x}", self.instance_id))
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn shard_of(&self, key: &str) -> usize {
+        // The low bits choose the bucket in a shard's tables, so the high ones choose the shard.
+        (self.hasher.hash(key) >> 32) as usize % SHARDS
+    }
+
+    pub(super) fn lock_shard(&self, index: usize) -> MutexGuard<'_, Shard> {
+        self.shards[index]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets `act` change the shard of a key, and carries out what comes of it.
+    pub(super) fn with_shard<R>(
+        self: &Arc<Self>,
+        key: &str,
+        act: impl FnOnce(&mut Shard) -> R,
+    ) -> R {
+        self.act(self.shard_of(key), act)
+    }
+
+    /// Lets `act` change every shard, one after the other.
+    pub(super) fn with_all_shards(self: &Arc<Self>, mut act: impl FnMut(&mut Shard)) {
+        for index in 0..SHARDS {
+            self.act(index, &mut act);
+        }
+    }
+
+    /// A request to the shard of a key, and its answer.
+    pub(super) async fn request(
+        self: &Arc<Self>,
+        key: &str,
+        request: impl FnOnce(&mut Shard, Completion),
+    ) -> Result<Outcome, ServerError> {
+        let (sender, answer) = oneshot::channel();
+        self.with_shard(key, |shard| request(shard, Completion::Caller(sender)));
+        // The machines answer every request; only a server that is torn down does not.
+        Ok(answer.await.unwrap_or(Err(InstanceError::Gone))?)
+    }
+
+    fn act<R>(self: &Arc<Self>, index: usize, act: impl FnOnce(&mut Shard) -> R) -> R {
+        let mut asks = VecDeque::new();
+        let result = {
+            let mut shard = self.lock_shard(index);
+            let result = act(&mut shard);
+            self.carry_out(&mut shard, &mut asks);
+            result
+        };
+        while let Some((token, op)) = asks.pop_front() {
+            if let Some(answer) = self.execute(index, token, op) {
+                let mut shard = self.lock_shard(index);
+                shard.handle_backend(token, answer);
+                self.carry_out(&mut shard, &mut asks);
+            }
+        }
+        result
+    }
+
+    /// Starts an operation. What is ready at once is returned; what is not finishes in the background.
+    fn execute(
+        self: &Arc<Self>,
+        index: usize,
+        token: OpToken,
+        op: Op,
+    ) -> Option<Result<Reply, BackendError>> {
+        let server = Arc::clone(self);
+        let mut answer = Box::pin(async move { server.backend.execute(op).await });
+        match answer
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(answer) => Some(answer),
+            Poll::Pending => {
+                let server = Arc::clone(self);
+                self.runtime.spawn(Box::pin(async move {
+                    let answer = answer.await;
+                    server.act(index, |shard| shard.handle_backend(token, answer));
+                }));
+                None
+            }
+        }
+    }
+
+    /// Carries out a shard's actions in order, under its lock: so no event overtakes the answer that granted it.
+    fn carry_out(self: &Arc<Self>, shard: &mut Shard, asks: &mut VecDeque<(OpToken, Op)>) {
+        let mut now = None;
+        while let Some(action) = shard.poll_action() {
+            match action {
+                Action::Backend { token, op } => asks.push_back((token, op)),
+                Action::Complete { token, result } => self.complete(token, result),
+                Action::Deliver { to, except, frame } => {
+                    let now = *now.get_or_insert_with(|| self.runtime.now());
+                    if except.is_empty() {
+                        for connection in to.handles() {
+                            self.deliver(connection, &frame, now);
+                        }
+                    } else {
+                        for connection in to.handles_except(&except) {
+                            self.deliver(connection, &frame, now);
+                        }
+                    }
+                }
+                Action::DeliverOne { to, frames } => {
+                    let now = *now.get_or_insert_with(|| self.runtime.now());
+                    for frame in frames {
+                        self.deliver(&to, &frame, now);
+                    }
+                }
+                Action::Release(connection) => connection.lock().machine.release_membership(),
+            }
+        }
+    }
+
+    pub(super) fn deliver(&self, to: &Arc<Shared>, frame: &TextFrame, now: Instant) {
+        if to.deliver(frame.clone(), now) == Delivery::Overflow {
+            self.counters.slow_consumers.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(connection = %to.id, "closed a client too slow for its queue");
+        }
+    }
+
+    fn complete(&self, completion: Completion, result: Result<Outcome, InstanceError>) {
+        match completion {
+            Completion::Caller(caller) => {
+                // Whoever asked may have gone meanwhile.
+                let _ = caller.send(result);
+            }
+            Completion::Nobody(what) => {
+                if let Err(error @ InstanceError::Backend(_)) = result {
+                    self.counters.backend_errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(what, %error, "a cleanup failed");
+                }
+            }
+            Completion::Reply(ticket) => ticket.answer(result, self.runtime.now()),
+        }
+    }
+
+    /// The local connection of this id.
+    pub(super) fn local(&self, id: &ConnectionId) -> Option<Connection> {
+        let shard = self.lock_shard(self.shard_of(id.as_str()));
+        let shared = Arc::clone(shard.connection(id)?);
+        Some(Connection { shared })
+    }
+
+    /// All registered local connections.
+    pub(super) fn all_local(&self) -> Vec<Connection> {
+        let mut all = Vec::new();
+        for index in 0..SHARDS {
+            let shard = self.lock_shard(index);
+            all.extend(shard.connections().handles().map(|shared| Connection {
+                shared: Arc::clone(shared),
+            }));
+        }
+        all
+    }
+
+    /// The metadata of a local connection; `None` if there is no such connection here.
+    pub(super) fn local_metadata(&self, id: &ConnectionId) -> Option<Option<Json>> {
+        self.lock_shard(self.shard_of(id.as_str())).metadata(id)
+    }
+
+    /// What a connection holds here.
+    pub(super) fn memberships(&self, id: &ConnectionId) -> Vec<Membership> {
+        let mut memberships = Vec::new();
+        for index in 0..SHARDS {
+            let shard = self.lock_shard(index);
+            memberships.extend(shard.rooms_of(id).into_iter().map(Membership::Room));
+            memberships.extend(shard.channels_of(id).into_iter().map(Membership::Channel));
+        }
+        memberships
+    }
+
+    async fn handle_notice(self: &Arc<Self>, notice: Notice) {
+        let Notice::Message { topic, message } = notice;
+        let dropped = || {
+            let dropped = &self.counters.backend_messages_dropped;
+            dropped.fetch_add(1, Ordering::Relaxed);
+        };
+        if message.len() > self.config.limits.backend_message_bytes_max {
+            tracing::warn!(
+                ?topic,
+                len = message.len(),
+                "dropped a message over the limit"
+            );
+            dropped();
+            return;
+        }
+        if let Topic::Channel(channel) = topic {
+            match std::str::from_utf8(&message) {
+                Ok(message) => self.handle_channel_message(&channel, message),
+                Err(_) => dropped(),
+            }
+            return;
+        }
+        match Relay::decode(&message) {
+            Some(relay) => self.handle_relay(topic, relay).await,
+            None => dropped(),
+        }
+    }
+
+    fn handle_channel_message(self: &Arc<Self>, channel: &Name, message: &str) {
+        let event = self.config.dialect.name(names::SUBSCRIPTION_MESSAGE);
+        self.with_shard(channel, |shard| {
+            shard.handle_channel_message(channel, || {
+                let payload = SubscriptionMessage {
+                    channel: (**channel).into(),
+                    message: message.into(),
+                };
+                // Two strings always have a JSON form.
+                encode::event(&event, &payload)
+                    .unwrap_or_else(|_| encode::event_raw(&event, "null"))
+            });
+        });
+    }
+
+    async fn handle_relay(self: &Arc<Self>, topic: Topic, relay: Relay) {
+        match (topic, relay) {
+            (Topic::All, Relay::Event { except, text }) => {
+                self.deliver_all(&except.into(), &TextFrame::new(&text));
+            }
+            (Topic::Room(room), Relay::Event { except, text }) => {
+                let (except, frame) = (except.into(), TextFrame::new(&text));
+                self.with_shard(&room, |shard| shard.deliver_room(&room, &except, &frame));
+            }
+            (Topic::Room(room), Relay::RoomCleared) => {
+                self.with_shard(&room, |shard| shard.handle_room_cleared(&room));
+            }
+            (Topic::Instance(_), Relay::SendTo { connections, text }) => {
+                let (frame, now) = (TextFrame::new(&text), self.runtime.now());
+                for connection in connections.iter().filter_map(|id| self.local(id)) {
+                    self.deliver(&connection.shared, &frame, now);
+                }
+            }
+            (Topic::Instance(_), Relay::Disconnect { connection, frame }) => {
+                if let Some(connection) = self.local(&connection) {
+                    connection.shared.close(frame, self.runtime.now());
+                }
+            }
+            (Topic::Instance(_), Relay::MetadataChanged { connection }) => {
+                self.with_shard(connection.as_str(), |shard| {
+                    shard.handle_metadata_changed(&connection);
+                });
+            }
+            (Topic::Instance(_), Relay::Revoke { connection, what }) => {
+                self.revoke_local(&connection, &what).await;
+            }
+            (Topic::Instance(_), Relay::RecheckGuards { connection }) => {
+                if let Some(connection) = self.local(&connection) {
+                    let server = Arc::clone(self);
+                    // A guard may take its time; the notices behind this one need not wait for it.
+                    self.runtime.spawn(Box::pin(async move {
+                        server.recheck_local(&connection).await;
+                    }));
+                }
+            }
+            (topic, relay) => {
+                tracing::warn!(?topic, ?relay, "a message that does not fit its topic");
+                let dropped = &self.counters.backend_messages_dropped;
+                dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Hands an event to every local connection.
+    pub(super) fn deliver_all(self: &Arc<Self>, except: &Arc<[ConnectionId]>, frame: &TextFrame) {
+        self.with_all_shards(|shard| shard.deliver_all(except, frame));
+    }
+
+    /// Ends one membership of a local connection; false if it is not here.
+    pub(super) async fn revoke_local(
+        self: &Arc<Self>,
+        connection: &ConnectionId,
+        what: &Membership,
+    ) -> bool {
+        if self.local(connection).is_none() {
+            return false;
+        }
+        let outcome = match what {
+            Membership::Channel(channel) => {
+                self.request(channel, |shard, done| {
+                    shard.unsubscribe(channel, connection, done);
+                })
+                .await
+            }
+            Membership::Room(room) => {
+                self.request(room, |shard, done| {
+                    shard.leave(room, connection.clone(), done);
+                })
+                .await
+            }
+        };
+        if let Err(error) = outcome {
+            tracing::warn!(%connection, ?what, %error, "a membership ended here, but not in the backend");
+        }
+        true
+    }
+
+    /// Asks the guards again about everything that a local connection holds, and ends what they deny.
+    pub(super) async fn recheck_local(self: &Arc<Self>, connection: &Connection) {
+        use super::registry::{Kind, Registry};
+        let registry = self.registrations.snapshot();
+        for membership in self.memberships(connection.id()) {
+            let (kind, name) = match &membership {
+                Membership::Channel(name) => (Kind::Channel, name),
+                // The application's own doing is not for the guards of clients to judge.
+                Membership::Room(name) if !registry.covers(Kind::Room, name) => continue,
+                Membership::Room(name) => (Kind::Room, name),
+            };
+            let asked = Registry::allows(
+                Arc::clone(&registry),
+                kind,
+                connection.clone(),
+                name.to_string(),
+            );
+            if !pin!(asked).await {
+                self.revoke_local(connection.id(), &membership).await;
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.timers.close();
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeshServer")
+            .field("instance_id", &self.instance_id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,179 @@
+//! One timer for all connections of a server.
+//!
+//! A connection's next deadline (a ping, a probe, the end of its closing time) is an entry here, not a timer of
+//! the runtime. Deadlines are rounded up to a tick, so that one wake-up serves many.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use super::{
+    connection::Shared,
+    runtime::{Runtime, Timer},
+};
+
+/// What deadlines are rounded up to.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Connections served in one go before other tasks have their turn.
+const BATCH: usize = 256;
+
+/// A deadline, in ticks since the server was built.
+pub(super) type Tick = u64;
+
+#[derive(Debug)]
+pub(super) struct Timers {
+    epoch: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Who is due when; the number makes keys unique.
+    due: BTreeMap<(Tick, u64), Weak<Shared>>,
+    /// The tick that the ticker sleeps until.
+    armed: Option<Tick>,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+impl Timers {
+    pub(super) fn new(epoch: Instant) -> Self {
+        Self {
+            epoch,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first tick at or after an instant.
+    pub(super) fn tick(&self, at: Instant) -> Tick {
+        let since = at.saturating_duration_since(self.epoch);
+        since.as_nanos().div_ceil(TICK.as_nanos()) as Tick
+    }
+
+    fn instant(&self, tick: Tick) -> Instant {
+        self.epoch + TICK * u32::try_from(tick).unwrap_or(u32::MAX)
+    }
+
+    /// Moves a connection's entry from one tick to another; either may be none.
+    pub(super) fn rearm(
+        &self,
+        number: u64,
+        connection: &Weak<Shared>,
+        from: Option<Tick>,
+        to: Option<Tick>,
+    ) {
+        let mut state = self.state();
+        if let Some(from) = from {
+            state.due.remove(&(from, number));
+        }
+        let Some(to) = to else {
+            return;
+        };
+        state.due.insert((to, number), connection.clone());
+        if state.armed.is_none_or(|armed| to < armed)
+            && let Some(waker) = state.waker.take()
+        {
+            drop(state);
+            waker.wake();
+        }
+    }
+
+    /// Ends the ticker.
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.due.clear();
+        if let Some(waker) = state.waker.take() {
+            drop(state);
+            waker.wake();
+        }
+    }
+
+    /// Takes what is due, at most [`BATCH`].
+    fn pop_due(&self, now: Instant) -> Vec<(Tick, Weak<Shared>)> {
+        let now = now.saturating_duration_since(self.epoch).as_nanos() / TICK.as_nanos();
+        let mut state = self.state();
+        let mut due = Vec::new();
+        while due.len() < BATCH
+            && let Some(entry) = state.due.first_entry()
+            && u128::from(entry.key().0) <= now
+        {
+            let ((tick, _), connection) = entry.remove_entry();
+            due.push((tick, connection));
+        }
+        due
+    }
+}
+
+/// The task that serves the deadlines of one server.
+pub(super) struct Ticker {
+    timers: Arc<Timers>,
+    runtime: Arc<dyn Runtime>,
+    timer: Pin<Box<dyn Timer>>,
+}
+
+impl Ticker {
+    pub(super) fn new(timers: Arc<Timers>, runtime: Arc<dyn Runtime>) -> Self {
+        let timer = runtime.sleep_until(runtime.now());
+        Self {
+            timers,
+            runtime,
+            timer,
+        }
+    }
+}
+
+impl Future for Ticker {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let now = this.runtime.now();
+        let due = this.timers.pop_due(now);
+        let more = due.len() == BATCH;
+        for (tick, connection) in due {
+            if let Some(connection) = connection.upgrade() {
+                connection.handle_timeout(tick, now);
+            }
+        }
+        if more {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        loop {
+            let next = {
+                let mut state = this.timers.state();
+                if state.closed {
+                    return Poll::Ready(());
+                }
+                let next = state.due.first_key_value().map(|((tick, _), _)| *tick);
+                state.armed = next;
+                state.waker = Some(cx.waker().clone());
+                next
+            };
+            let Some(next) = next else {
+                return Poll::Pending;
+            };
+            // The clocks decide: a runtime may wake late, and a tick may have passed meanwhile.
+            let at = this.timers.instant(next);
+            if at <= this.runtime.now() {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            this.timer.as_mut().reset(at);
+            if this.timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
