@@ -1,1 +1,22 @@
 //! The sans-IO client of mesh.
+//!
+//! [`Client`] is a machine: events and instants go in, actions come out. It reconnects with backoff and jitter, gives each
+//! command exactly one outcome, queues what is asked while offline, and puts subscriptions, rooms and metadata back
+//! after a reconnect. Without features this crate has no async runtime, socket, clock, thread or source of randomness.
+
+mod action;
+mod backoff;
+mod client;
+mod config;
+mod correlation;
+mod desired;
+mod liveness;
+mod queue;
+mod shapes;
+mod time;
+
+pub use action::{
+    Action, CommandOptions, Failure, OfflinePolicy, Outcome, Refusal, Stats, Status, SubscriptionId,
+};
+pub use client::Client;
+pub use config::{ClientConfig, Reconnect};

@@ -1,0 +1,247 @@
+//! What the client machine hands out.
+
+use std::time::Duration;
+
+use mesh_core::{
+    protocol::CommandError,
+    websocket::{CloseCode, TextFrame},
+};
+
+/// One subscription of a channel. Several of one channel share one subscription on the wire.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SubscriptionId(pub(crate) u64);
+
+/// What the driver has to do, oldest first.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Action<T> {
+    /// A message of a channel, as published, byte for byte.
+    ChannelMessage {
+        /// Whom it is for.
+        subscription: SubscriptionId,
+        /// The message.
+        message: String,
+    },
+    /// Close this attempt's socket, or abandon the attempt if it is still under way. Its later events are ignored.
+    CloseSocket {
+        /// Which attempt.
+        attempt: u64,
+        /// The status code for the close frame.
+        code: CloseCode,
+    },
+    /// The one outcome of what was asked with this token.
+    Complete {
+        /// The token, back again.
+        token: T,
+        /// What came of it.
+        outcome: Outcome,
+    },
+    /// Connect a socket. Its events carry this number.
+    Connect {
+        /// Which attempt, counted from 1.
+        attempt: u64,
+    },
+    /// An event that the server pushed.
+    Event {
+        /// The event's name.
+        name: String,
+        /// Its payload as JSON, as it came.
+        payload: String,
+    },
+    /// The server lost touch with its backend: messages of the channel may be missing here.
+    Gap {
+        /// Whom it is for.
+        subscription: SubscriptionId,
+    },
+    /// The round trip that the server measured last.
+    Latency(Duration),
+    /// The subscription is in force again after a reconnect. What was missed, as far as it is kept, is in the history.
+    Resubscribed {
+        /// Whom it is for.
+        subscription: SubscriptionId,
+        /// Newest first, as many as were asked for when subscribing. Some may have been delivered before.
+        history: Vec<String>,
+    },
+    /// Send a frame on this attempt's socket.
+    Send {
+        /// Which attempt.
+        attempt: u64,
+        /// The frame.
+        frame: TextFrame,
+    },
+    /// The connection's state changed.
+    Status(Status),
+    /// The subscription is over, and not because anybody unsubscribed.
+    SubscriptionEnded {
+        /// Which one.
+        subscription: SubscriptionId,
+        /// Why; `None` where the client itself ended.
+        refusal: Option<Refusal>,
+    },
+}
+
+/// What came of a command, a subscription or a request to connect. Each gets exactly one.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// A subscribe was taken back by an unsubscribe before its reply.
+    Cancelled,
+    /// The client was closed or gave up; nothing was sent.
+    Closed,
+    /// The connection is up, subscriptions, rooms and metadata included.
+    Connected,
+    /// The client ended before it was connected.
+    ConnectFailed,
+    /// It was sent and the connection went before a reply: whether it was carried out is unknown.
+    Disconnected,
+    /// The room was joined.
+    Joined {
+        /// Who is there, as JSON. Its shape differs between dialects.
+        present: String,
+    },
+    /// The room was left.
+    Left,
+    /// The metadata was set.
+    MetadataSet,
+    /// There is no connection and the command asked not to wait for one.
+    Offline,
+    /// The queue's limit of commands or bytes is reached; nothing was sent.
+    QueueFull,
+    /// The server said no.
+    Refused(Refusal),
+    /// The reply's payload as JSON, as it came. `CommandError::from_reply` tells whether it is an error object.
+    Reply(String),
+    /// The subscription is in force.
+    Subscribed {
+        /// Newest first, at most as many as were asked for.
+        history: Vec<String>,
+    },
+    /// No reply in time.
+    Timeout {
+        /// The time that was allowed.
+        after: Duration,
+        /// Whether it was sent; if so the server may still carry it out.
+        sent: bool,
+    },
+    /// The frame would be over `command_bytes_max`; nothing was sent.
+    TooLarge {
+        /// Bytes that the frame would have.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The limit of subscriptions, or of channels and rooms, is reached; nothing was sent.
+    TooMany,
+    /// The subscription is gone.
+    Unsubscribed,
+}
+
+/// Why a subscription, a room or metadata was not granted.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// An error reply.
+    Error(CommandError),
+    /// A reply of a shape that the protocol does not know.
+    Malformed,
+    /// `{"success": false}`: not exposed, or the guard said no.
+    NotExposed,
+}
+
+/// A change of the connection's state.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Status {
+    /// The client was closed, or lost its connection and should not reconnect.
+    Closed,
+    /// Connected for the first time.
+    Connected,
+    /// An attempt began.
+    Connecting {
+        /// Which attempt, counted from 1.
+        attempt: u64,
+    },
+    /// The connection is gone.
+    Disconnected {
+        /// The code of the server's close frame, if there was one.
+        code: Option<CloseCode>,
+    },
+    /// The server did not take the metadata back after a reconnect; it is no longer put back.
+    MetadataRefused(Refusal),
+    /// Connected again, subscriptions, rooms and metadata included.
+    Reconnected,
+    /// The client gave up: `max_reconnect_attempts` were in vain, the very first attempt was with `fail_fast`, or
+    /// no attempt can ever succeed.
+    ReconnectFailed,
+    /// The server refused the upgrade with 401 or 403. The client does not try again by itself.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// The server did not let the client back into a room after a reconnect; the room is no longer joined again.
+    RoomRefused {
+        /// The room.
+        room: String,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// Waiting before the next attempt.
+    Waiting {
+        /// How long.
+        delay: Duration,
+    },
+}
+
+/// Why an attempt to connect failed, as far as it matters for what comes next.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum Failure {
+    /// No attempt with these options can succeed, such as a broken URL. Ends the client.
+    Permanent,
+    /// The server answered the upgrade with another HTTP status: 401 and 403 end the client, 503 is overload, others are retried.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+    },
+    /// Anything else. Retried.
+    Transient,
+}
+
+/// How a command is to be treated.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct CommandOptions {
+    /// The time until its outcome; `None` for the client's `command_timeout`.
+    pub timeout: Option<Duration>,
+    /// Whether it may be sent again after a disconnect that left its outcome unknown. Default no.
+    pub idempotent: bool,
+    /// What to do without a connection. Default: wait for one.
+    pub offline: OfflinePolicy,
+}
+
+/// What becomes of a command while there is no connection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum OfflinePolicy {
+    /// It fails at once with [`Outcome::Offline`].
+    Fail,
+    /// It waits for a connection, within the queue's limits.
+    #[default]
+    Queue,
+}
+
+/// What was ignored, counted.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Binary messages and texts that are no frame.
+    pub frames_malformed: u64,
+    /// Messages of channels that nobody here is subscribed to (any more).
+    pub messages_unclaimed: u64,
+    /// Replies that came after their command's timeout.
+    pub replies_late: u64,
+    /// Replies that nothing waits for: unknown and duplicate ids, and names that do not fit.
+    pub replies_unknown: u64,
+    /// Events of sockets that were given up.
+    pub stale_events: u64,
+}

@@ -1,0 +1,825 @@
+//! One test for each promise of the client, named after what went wrong elsewhere.
+
+use std::time::{Duration, Instant};
+
+use mesh_core::{protocol::parse, websocket::CloseCode};
+
+use crate::{
+    Action, Client, ClientConfig, CommandOptions, Failure, OfflinePolicy, Outcome, Refusal, Status,
+    time::origin,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A client and a clock.
+struct Bench {
+    client: Client<u32>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut ClientConfig)) -> Self {
+        let mut config = ClientConfig::default();
+        change(&mut config);
+        let client = Client::new(config, [3; 32]);
+        let now = origin();
+        Self { client, now }
+    }
+
+    /// Connected for the first time, with nothing left to do.
+    fn online() -> Self {
+        let mut bench = Self::new(|_| {});
+        bench.client.handle_connect(0, bench.now);
+        bench.client.handle_socket_opened(1, bench.now);
+        bench.actions();
+        bench
+    }
+
+    fn actions(&mut self) -> Vec<Action<u32>> {
+        std::iter::from_fn(|| self.client.poll_action()).collect()
+    }
+
+    /// What is sent, without the envelope's `{"id":`.
+    fn sent(&mut self) -> Vec<String> {
+        let sent = |action| match action {
+            Action::Send { frame, .. } => Some(frame.text().to_owned()),
+            _ => None,
+        };
+        self.actions().into_iter().filter_map(sent).collect()
+    }
+
+    fn outcomes(&mut self) -> Vec<(u32, Outcome)> {
+        let outcome = |action| match action {
+            Action::Complete { token, outcome } => Some((token, outcome)),
+            _ => None,
+        };
+        self.actions().into_iter().filter_map(outcome).collect()
+    }
+
+    fn statuses(&mut self) -> Vec<Status> {
+        let status = |action| match action {
+            Action::Status(status) => Some(status),
+            _ => None,
+        };
+        self.actions().into_iter().filter_map(status).collect()
+    }
+
+    fn command(&mut self, token: u32, options: CommandOptions) {
+        let payload = token.to_string();
+        self.client
+            .handle_command(token, "x", &payload, options, self.now);
+    }
+
+    fn text(&mut self, attempt: u64, text: &str) {
+        self.client.handle_text(attempt, text, self.now);
+    }
+
+    fn wait(&mut self, duration: Duration) {
+        self.now += duration;
+        self.client.handle_timeout(self.now);
+    }
+
+    /// Waits out the backoff and opens the next socket.
+    fn reopen(&mut self, attempt: u64) {
+        self.wait(30 * SECOND);
+        self.client.handle_socket_opened(attempt, self.now);
+    }
+}
+
+fn timeout(seconds: u64) -> CommandOptions {
+    CommandOptions {
+        timeout: Some(Duration::from_secs(seconds)),
+        ..CommandOptions::default()
+    }
+}
+
+fn idempotent() -> CommandOptions {
+    CommandOptions {
+        idempotent: true,
+        timeout: Some(600 * SECOND),
+        ..CommandOptions::default()
+    }
+}
+
+#[test]
+fn a_late_reply_answers_nobody_and_its_id_rests_until_then() {
+    let mut bench = Bench::online();
+    bench.command(1, timeout(5));
+    bench.wait(5 * SECOND);
+    let after = 5 * SECOND;
+    assert_eq!(
+        bench.outcomes(),
+        [(1, Outcome::Timeout { after, sent: true })]
+    );
+    // Go once around all ids: only the reserved one is never used.
+    for token in 2..65_537 {
+        bench.command(token, timeout(5));
+        let frame = bench.sent().remove(0);
+        let id = parse(&frame, 8).unwrap().id.unwrap();
+        assert_ne!(id, 0);
+        bench.text(
+            1,
+            &format!(r#"{{"id":{id},"command":"x","payload":{token}}}"#),
+        );
+        assert_eq!(
+            bench.outcomes(),
+            [(token, Outcome::Reply(token.to_string()))]
+        );
+    }
+    bench.text(1, r#"{"id":0,"command":"x","payload":1}"#);
+    assert_eq!(bench.outcomes(), []);
+    assert_eq!(bench.client.stats().replies_late, 1);
+    bench.command(9, timeout(5));
+    assert_eq!(bench.sent(), [r#"{"id":0,"command":"x","payload":9}"#]);
+}
+
+#[test]
+fn unknown_and_duplicate_replies_are_counted_and_ignored() {
+    let mut bench = Bench::online();
+    bench.command(1, timeout(5));
+    for reply in [
+        r#"{"id":7,"command":"x","payload":1}"#,
+        r#"{"id":70000,"command":"x","payload":1}"#,
+        r#"{"id":0,"command":"another","payload":1}"#,
+        r#"{"id":0,"command":"x","payload":1}"#,
+        r#"{"id":0,"command":"x","payload":2}"#,
+    ] {
+        bench.text(1, reply);
+    }
+    assert_eq!(bench.outcomes(), [(1, Outcome::Reply("1".into()))]);
+    assert_eq!(bench.client.stats().replies_unknown, 4);
+}
+
+#[test]
+fn pending_commands_end_at_the_disconnect_and_only_idempotent_ones_are_repeated() {
+    let mut bench = Bench::online();
+    bench.command(1, idempotent());
+    bench.command(2, CommandOptions::default());
+    assert_eq!(bench.sent().len(), 2);
+    bench.client.handle_socket_closed(1, None, bench.now);
+    assert_eq!(bench.outcomes(), [(2, Outcome::Disconnected)]);
+    bench.wait(20 * SECOND);
+    bench.client.handle_socket_opened(2, bench.now);
+    let sent = bench.sent();
+    assert_eq!(sent.len(), 1, "{sent:?}");
+    assert!(
+        sent[0].ends_with(r#""command":"x","payload":1}"#),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn a_dead_sockets_late_events_never_touch_its_successor() {
+    let mut bench = Bench::online();
+    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.reopen(2);
+    bench.command(1, timeout(5));
+    bench.actions();
+    bench.text(1, r#"{"id":0,"command":"x","payload":1}"#);
+    bench.text(1, r#"{"command":"e","payload":1}"#);
+    bench.client.handle_socket_closed(1, None, bench.now);
+    bench
+        .client
+        .handle_socket_failed(1, Failure::Transient, bench.now);
+    bench.client.handle_socket_opened(1, bench.now);
+    assert_eq!(bench.actions(), []);
+    assert!(bench.client.is_online());
+    assert_eq!(bench.client.stats().stale_events, 5);
+}
+
+#[test]
+fn what_was_granted_is_put_back_before_the_reconnect_is_reported() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "chat:a", 2, bench.now);
+    bench.client.handle_join(2, "room:a", bench.now);
+    bench.client.handle_set_metadata(3, r#"{"n":1}"#, bench.now);
+    let requests = [
+        r#""command":"mesh/subscribe-channel","payload":{"channel":"chat:a","historyLimit":2}}"#,
+        r#""command":"mesh/join-room","payload":{"roomName":"room:a"}}"#,
+        r#""command":"mesh/set-my-connection-metadata","payload":{"metadata":{"n":1}}}"#,
+    ];
+    let sent = bench.sent();
+    for (sent, request) in sent.iter().zip(requests) {
+        assert!(sent.ends_with(request), "{sent}");
+    }
+    bench.text(1, r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":["b","a"]}}"#);
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":["me"]}}"#,
+    );
+    bench.text(
+        1,
+        r#"{"id":2,"command":"mesh/set-my-connection-metadata","payload":{"success":true}}"#,
+    );
+    let history = vec!["b".to_owned(), "a".to_owned()];
+    let present = r#"["me"]"#.to_owned();
+    assert_eq!(
+        bench.outcomes(),
+        [
+            (1, Outcome::Subscribed { history }),
+            (2, Outcome::Joined { present }),
+            (3, Outcome::MetadataSet)
+        ]
+    );
+
+    bench
+        .client
+        .handle_socket_closed(1, Some(CloseCode::GOING_AWAY), bench.now);
+    bench.command(4, CommandOptions::default());
+    bench.wait(2 * SECOND);
+    bench.client.handle_socket_opened(2, bench.now);
+    let mut sent = bench.sent();
+    sent.sort_by_key(|text| requests.iter().position(|request| text.ends_with(request)));
+    assert_eq!(
+        sent.len(),
+        3,
+        "the queue waits until things are put back: {sent:?}"
+    );
+    let id = |text: &str| parse(text, 8).unwrap().id.unwrap();
+    bench.text(
+        2,
+        &format!(
+            r#"{{"id":{},"command":"mesh/join-room","payload":{{"success":true}}}}"#,
+            id(&sent[1])
+        ),
+    );
+    bench.text(
+        2,
+        &format!(r#"{{"id":{},"command":"mesh/set-my-connection-metadata","payload":{{"success":true}}}}"#, id(&sent[2])),
+    );
+    assert_eq!(bench.actions(), []);
+    bench.text(
+        2,
+        &format!(
+            r#"{{"id":{},"command":"mesh/subscribe-channel","payload":{{"success":true,"history":["c","b"]}}}}"#,
+            id(&sent[0])
+        ),
+    );
+    let actions = bench.actions();
+    let history = vec!["c".to_owned(), "b".to_owned()];
+    assert_eq!(
+        actions[..2],
+        [
+            Action::Resubscribed {
+                subscription,
+                history
+            },
+            Action::Status(Status::Reconnected)
+        ]
+    );
+    assert!(
+        matches!(&actions[2..], [Action::Send { .. }]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn an_unavailable_backend_delays_the_report_but_not_the_commands() {
+    let mut bench = Bench::online();
+    bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.command(2, CommandOptions::default());
+    bench.wait(2 * SECOND);
+    bench.client.handle_socket_opened(2, bench.now);
+    bench.actions();
+    bench.text(
+        2,
+        r#"{"id":1,"command":"mesh/subscribe-channel","payload":{"error":"no","code":"EUNAVAILABLE","name":"BackendError"}}"#,
+    );
+    assert_eq!(bench.sent(), [r#"{"id":2,"command":"x","payload":2}"#]);
+    assert!(!bench.client.is_online());
+    bench.wait(SECOND);
+    assert_eq!(
+        bench.sent(),
+        [r#"{"id":3,"command":"mesh/subscribe-channel","payload":{"channel":"a"}}"#]
+    );
+    bench.text(
+        2,
+        r#"{"id":3,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    assert_eq!(bench.statuses(), [Status::Reconnected]);
+}
+
+#[test]
+fn a_refused_resubscription_ends_and_the_rest_goes_on() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.client.handle_join(2, "r", bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
+    );
+    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.reopen(2);
+    bench.actions();
+    bench.text(
+        2,
+        r#"{"id":2,"command":"mesh/subscribe-channel","payload":{"success":false,"history":[]}}"#,
+    );
+    bench.text(
+        2,
+        r#"{"id":3,"command":"mesh/join-room","payload":{"success":false,"present":[]}}"#,
+    );
+    let refusal = Refusal::NotExposed;
+    let room = "r".to_owned();
+    assert_eq!(
+        bench.actions(),
+        [
+            Action::SubscriptionEnded {
+                subscription,
+                refusal: Some(refusal.clone())
+            },
+            Action::Status(Status::RoomRefused { room, refusal }),
+            Action::Status(Status::Reconnected),
+        ]
+    );
+}
+
+#[test]
+fn a_server_that_never_puts_back_is_left() {
+    let mut bench = Bench::online();
+    bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.reopen(2);
+    bench.actions();
+    bench.wait(30 * SECOND);
+    let actions = bench.actions();
+    assert!(
+        matches!(actions[0], Action::CloseSocket { attempt: 2, .. }),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn several_subscriptions_share_one_on_the_wire() {
+    let mut bench = Bench::online();
+    let first = bench.client.handle_subscribe(1, "a", 5, bench.now);
+    let second = bench.client.handle_subscribe(2, "a", 1, bench.now);
+    assert_eq!(bench.sent().len(), 1, "one request at a time");
+    let reply = |id| {
+        format!(
+            r#"{{"id":{id},"command":"mesh/subscribe-channel","payload":{{"success":true,"history":["b","a"]}}}}"#
+        )
+    };
+    let message =
+        r#"{"command":"mesh/subscription-message","payload":{"channel":"a","message":"c"}}"#;
+    bench.text(1, &reply(0));
+    bench.text(1, message);
+    let subscription = first;
+    let expected = Action::ChannelMessage {
+        subscription,
+        message: "c".into(),
+    };
+    let messages = |actions: Vec<Action<u32>>| -> Vec<_> {
+        let message = |action: &Action<u32>| matches!(action, Action::ChannelMessage { .. });
+        actions.into_iter().filter(message).collect()
+    };
+    assert_eq!(messages(bench.actions()), std::slice::from_ref(&expected));
+    bench.text(1, &reply(1));
+    let history = vec!["b".to_owned()];
+    assert_eq!(bench.outcomes(), [(2, Outcome::Subscribed { history })]);
+    bench.text(1, message);
+    assert_eq!(messages(bench.actions()).len(), 2);
+    // The first to go asks nothing of the server, the last one does.
+    bench.client.handle_unsubscribe(second, Some(3), bench.now);
+    assert_eq!(
+        bench.actions(),
+        [Action::Complete {
+            token: 3,
+            outcome: Outcome::Unsubscribed
+        }]
+    );
+    bench.text(1, message);
+    assert_eq!(messages(bench.actions()), [expected]);
+    bench.client.handle_unsubscribe(first, Some(4), bench.now);
+    assert_eq!(
+        bench.sent(),
+        [r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#]
+    );
+    bench.text(1, message);
+    assert_eq!(bench.actions(), [], "nothing after unsubscribe");
+    bench.text(
+        1,
+        r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":true}"#,
+    );
+    assert_eq!(bench.outcomes(), [(4, Outcome::Unsubscribed)]);
+}
+
+#[test]
+fn a_subscribe_that_is_taken_back_is_given_back_once_granted() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench
+        .client
+        .handle_unsubscribe(subscription, Some(2), bench.now);
+    assert_eq!(bench.outcomes(), [(1, Outcome::Cancelled)]);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    assert_eq!(
+        bench.sent(),
+        [r#"{"id":1,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#]
+    );
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/unsubscribe-channel","payload":true}"#,
+    );
+    assert_eq!(bench.outcomes(), [(2, Outcome::Unsubscribed)]);
+}
+
+#[test]
+fn what_a_late_reply_grants_is_given_back() {
+    let mut bench = Bench::online();
+    bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.client.handle_join(2, "r", bench.now);
+    bench.wait(30 * SECOND);
+    assert_eq!(bench.outcomes().len(), 2);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
+    );
+    assert_eq!(
+        bench.sent(),
+        [
+            r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#,
+            r#"{"id":3,"command":"mesh/leave-room","payload":{"roomName":"r"}}"#
+        ]
+    );
+}
+
+#[test]
+fn probes_are_answered_without_an_id() {
+    let mut bench = Bench::online();
+    bench.text(1, r#"{"command":"ping","payload":{}}"#);
+    bench.text(1, r#"{"command":"latency:request","payload":{}}"#);
+    bench.text(1, r#"{"command":"latency","payload":1.5}"#);
+    let actions = bench.actions();
+    assert_eq!(
+        actions[2..],
+        [Action::Latency(Duration::from_micros(1_500))]
+    );
+    let texts: Vec<_> = actions[..2]
+        .iter()
+        .map(|action| match action {
+            Action::Send { frame, .. } => frame.text(),
+            _ => "",
+        })
+        .collect();
+    assert_eq!(
+        texts,
+        [
+            r#"{"command":"pong","payload":{}}"#,
+            r#"{"command":"latency:response","payload":{}}"#
+        ]
+    );
+}
+
+#[test]
+fn a_silent_server_is_dropped_after_the_second_missed_ping() {
+    let mut bench = Bench::online();
+    bench.wait(30 * SECOND);
+    bench.text(1, r#"{"command":"ping","payload":{}}"#);
+    bench.wait(30 * SECOND);
+    bench.wait(29 * SECOND);
+    assert!(bench.client.is_online());
+    bench.actions();
+    bench.wait(SECOND);
+    let actions = bench.actions();
+    assert!(
+        matches!(actions[0], Action::CloseSocket { attempt: 1, .. }),
+        "{actions:?}"
+    );
+    assert!(
+        matches!(actions[2], Action::Status(Status::Waiting { .. })),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
+    for status in [401, 403] {
+        let mut bench = Bench::new(|_| {});
+        bench.client.handle_connect(1, bench.now);
+        bench.actions();
+        bench
+            .client
+            .handle_socket_failed(1, Failure::Refused { status }, bench.now);
+        assert_eq!(bench.statuses(), [Status::Refused { status }]);
+        assert_eq!(bench.client.poll_timeout(), None);
+    }
+    let mut bench = Bench::new(|_| {});
+    bench.client.handle_connect(1, bench.now);
+    for attempt in 1..20 {
+        bench.actions();
+        let failure = if attempt % 2 == 0 {
+            Failure::Refused { status: 503 }
+        } else {
+            Failure::Transient
+        };
+        bench
+            .client
+            .handle_socket_failed(attempt, failure, bench.now);
+        let statuses = bench.statuses();
+        let [Status::Waiting { delay }] = statuses[..] else {
+            panic!("{statuses:?}");
+        };
+        let longest = (Duration::from_millis(500) * (1 << (attempt - 1).min(6))).min(30 * SECOND);
+        assert!(
+            delay <= longest && (attempt % 2 == 1 || delay >= longest / 2),
+            "{attempt}: {delay:?}"
+        );
+        bench.wait(delay);
+    }
+}
+
+#[test]
+fn only_a_stable_connection_starts_the_backoff_anew() {
+    for (online, code, anew) in [
+        (9, None, false),
+        (10, None, true),
+        (10, Some(CloseCode::TRY_AGAIN_LATER), false),
+    ] {
+        let mut bench = Bench::new(|config| config.ping_timeout = 3_600 * SECOND);
+        bench.client.handle_connect(1, bench.now);
+        for attempt in 1..8 {
+            bench
+                .client
+                .handle_socket_failed(attempt, Failure::Transient, bench.now);
+            bench.wait(30 * SECOND);
+        }
+        bench.client.handle_socket_opened(8, bench.now);
+        // Whatever the jitter, among ten waits from the eighth step on one is long.
+        let mut longest = Duration::ZERO;
+        for attempt in 8..18 {
+            bench.wait(online * SECOND);
+            bench.actions();
+            bench.client.handle_socket_closed(attempt, code, bench.now);
+            for status in bench.statuses() {
+                if let Status::Waiting { delay } = status {
+                    longest = longest.max(delay);
+                }
+            }
+            bench.reopen(attempt + 1);
+        }
+        assert_eq!(
+            longest <= Duration::from_millis(500),
+            anew,
+            "{online} {code:?} {longest:?}"
+        );
+    }
+}
+
+#[test]
+fn fail_fast_concerns_the_first_attempt_only() {
+    let mut bench = Bench::new(|config| config.fail_fast = true);
+    bench.client.handle_connect(1, bench.now);
+    bench
+        .client
+        .handle_socket_failed(1, Failure::Transient, bench.now);
+    assert_eq!(bench.outcomes(), [(1, Outcome::ConnectFailed)]);
+    bench.client.handle_connect(2, bench.now);
+    bench.client.handle_socket_opened(2, bench.now);
+    assert_eq!(bench.outcomes(), [(2, Outcome::Connected)]);
+    bench.client.handle_socket_closed(2, None, bench.now);
+    bench.wait(SECOND);
+    bench.actions();
+    bench
+        .client
+        .handle_socket_failed(3, Failure::Transient, bench.now);
+    assert!(matches!(bench.statuses()[..], [Status::Waiting { .. }]));
+}
+
+#[test]
+fn the_client_gives_up_after_the_attempts_it_was_allowed() {
+    let mut bench = Bench::new(|config| config.max_reconnect_attempts = Some(2));
+    bench.client.handle_connect(1, bench.now);
+    bench.command(2, CommandOptions::default());
+    for attempt in 1..=2 {
+        bench
+            .client
+            .handle_socket_failed(attempt, Failure::Transient, bench.now);
+        bench.wait(2 * SECOND);
+    }
+    bench.actions();
+    bench
+        .client
+        .handle_socket_failed(3, Failure::Transient, bench.now);
+    let outcome = |token, outcome| Action::Complete { token, outcome };
+    assert_eq!(
+        bench.actions(),
+        [
+            outcome(2, Outcome::Closed),
+            outcome(1, Outcome::ConnectFailed),
+            Action::Status(Status::ReconnectFailed)
+        ]
+    );
+    bench.command(3, CommandOptions::default());
+    assert_eq!(bench.outcomes(), [(3, Outcome::Closed)]);
+}
+
+#[test]
+fn an_attempt_that_hangs_is_abandoned_at_its_deadline() {
+    let mut bench = Bench::new(|_| {});
+    bench.client.handle_connect(1, bench.now);
+    bench.actions();
+    bench.wait(10 * SECOND);
+    let actions = bench.actions();
+    assert!(
+        matches!(actions[0], Action::CloseSocket { attempt: 1, .. }),
+        "{actions:?}"
+    );
+    bench.client.handle_socket_opened(1, bench.now);
+    assert_eq!(bench.actions(), []);
+}
+
+#[test]
+fn a_hundred_queued_commands_survive_a_restart_in_order() {
+    let mut bench = Bench::online();
+    bench
+        .client
+        .handle_socket_closed(1, Some(CloseCode::GOING_AWAY), bench.now);
+    bench.actions();
+    for token in 1..=100 {
+        bench.command(token, CommandOptions::default());
+    }
+    assert_eq!(bench.outcomes(), []);
+    bench.wait(SECOND);
+    bench.client.handle_socket_opened(2, bench.now);
+    let sent = bench.sent();
+    assert_eq!(sent.len(), 100);
+    for (n, frame) in sent.iter().enumerate() {
+        assert!(
+            frame.ends_with(&format!("\"payload\":{}}}", n + 1)),
+            "{frame}"
+        );
+        bench.text(2, frame);
+    }
+    assert_eq!(bench.outcomes().len(), 100);
+}
+
+#[test]
+fn the_queue_is_bounded_in_commands_bytes_and_time() {
+    let mut bench = Bench::new(|config| {
+        config.queue_commands_max = 3;
+        config.queue_bytes_max = 20;
+        config.command_bytes_max = 100;
+    });
+    let offline = CommandOptions {
+        offline: OfflinePolicy::Fail,
+        ..CommandOptions::default()
+    };
+    bench.command(1, offline);
+    assert_eq!(bench.outcomes(), [(1, Outcome::Offline)]);
+    let long = format!("{:18}", 1);
+    bench
+        .client
+        .handle_command(2, "x", &long, timeout(60), bench.now);
+    bench.command(3, timeout(60));
+    assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)], "bytes");
+    bench.wait(30 * SECOND);
+    let expired = Outcome::Timeout {
+        after: 30 * SECOND,
+        sent: false,
+    };
+    assert_eq!(bench.outcomes(), [(2, expired)]);
+    for token in 4..8 {
+        bench.command(token, timeout(60));
+    }
+    assert_eq!(bench.outcomes(), [(7, Outcome::QueueFull)], "commands");
+    let long = format!("{:100}", 1);
+    bench
+        .client
+        .handle_command(8, "x", &long, timeout(60), bench.now);
+    assert_eq!(
+        bench.outcomes(),
+        [(8, Outcome::TooLarge { len: 142, max: 100 })]
+    );
+}
+
+#[test]
+fn what_is_in_flight_and_what_waits_at_the_socket_is_bounded() {
+    let mut bench = Bench::new(|config| {
+        config.in_flight_max = 2;
+        config.backlog_bytes_max = 90;
+        config.abandoned_max = 3;
+    });
+    bench.client.handle_connect(0, bench.now);
+    bench.client.handle_socket_opened(1, bench.now);
+    bench.actions();
+    for token in 1..=4 {
+        bench.command(token, timeout(5));
+    }
+    assert_eq!(bench.sent().len(), 2, "two in flight");
+    bench.text(1, r#"{"id":0,"command":"x","payload":1}"#);
+    assert_eq!(bench.sent().len(), 1, "a reply makes room");
+    // Nothing was written so far, so even a ping goes unanswered.
+    bench.text(1, r#"{"id":1,"command":"x","payload":1}"#);
+    bench.text(1, r#"{"command":"ping","payload":{}}"#);
+    assert_eq!(bench.sent().len(), 0, "the socket takes nothing");
+    bench.client.handle_backlog(1, 0, bench.now);
+    assert_eq!(bench.sent().len(), 1);
+    // Two time out, and two more: more late replies are awaited than there is room for.
+    for token in 5..7 {
+        bench.command(token, timeout(5));
+    }
+    bench.client.handle_backlog(1, 0, bench.now);
+    bench.wait(5 * SECOND);
+    bench.client.handle_backlog(1, 0, bench.now);
+    for token in 7..9 {
+        bench.command(token, timeout(5));
+    }
+    bench.actions();
+    bench.wait(5 * SECOND);
+    let actions = bench.actions();
+    assert!(
+        actions
+            .iter()
+            .any(|action| matches!(action, Action::CloseSocket { .. })),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn closing_ends_everything_and_connecting_again_starts_clean() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.command(2, idempotent());
+    bench.actions();
+    bench.client.handle_close(bench.now);
+    let (attempt, code) = (1, CloseCode::NORMAL);
+    assert_eq!(
+        bench.actions(),
+        [
+            Action::CloseSocket { attempt, code },
+            Action::Complete {
+                token: 2,
+                outcome: Outcome::Disconnected
+            },
+            Action::SubscriptionEnded {
+                subscription,
+                refusal: None
+            },
+            Action::Status(Status::Closed)
+        ]
+    );
+    assert_eq!(bench.client.poll_timeout(), None);
+    bench.client.handle_connect(3, bench.now);
+    bench.client.handle_socket_opened(2, bench.now);
+    assert_eq!(bench.sent().len(), 0);
+    assert!(bench.client.is_online());
+}
+
+#[test]
+fn rubbish_is_counted_and_durations_beyond_reason_do_not_panic() {
+    let mut bench = Bench::new(|config| {
+        config.ping_timeout = Duration::MAX;
+        config.connect_timeout = Duration::MAX;
+        config.command_timeout = Duration::MAX;
+        config.queue_expiry = Duration::MAX;
+    });
+    bench.client.handle_connect(0, bench.now);
+    bench.client.handle_socket_opened(1, bench.now);
+    bench.command(1, CommandOptions::default());
+    bench.actions();
+    for rubbish in [
+        "",
+        "{",
+        "[]",
+        r#"{"command":1}"#,
+        r#"{"id":null,"command":"x"}"#,
+        r#"{"command":"latency","payload":-1}"#,
+        r#"{"command":"latency","payload":1e400}"#,
+        r#"{"command":"mesh/assign-id","payload":7}"#,
+        r#"{"command":"mesh/subscription-message","payload":{"channel":7}}"#,
+    ] {
+        bench.text(1, rubbish);
+    }
+    bench.client.handle_binary(1);
+    assert_eq!(bench.actions(), []);
+    assert_eq!(bench.client.stats().frames_malformed, 10);
+    bench.text(1, r#"{"command":"mesh/assign-id","payload":"me"}"#);
+    assert_eq!(bench.client.connection_id(), Some("me"));
+    bench.client.handle_socket_closed(1, None, bench.now);
+    assert_eq!(bench.client.connection_id(), None);
+}
