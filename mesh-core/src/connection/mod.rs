@@ -23,6 +23,7 @@ pub use in_flight::CommandToken;
 use in_flight::InFlight;
 use latency::Latency;
 use liveness::{Liveness, LivenessAction};
+pub use outbox::FRAMES_KEPT;
 use outbox::Outbox;
 
 use crate::{

@@ -20,7 +20,7 @@ use super::{
     server::{Completion, Inner},
 };
 use crate::{
-    connection::{Action, Connection as Machine, Received},
+    connection::{Action, Connection as Machine, FRAMES_KEPT, Received},
     protocol::{encode, names},
     websocket::{CloseCode, CloseFrame, TextFrame},
 };
@@ -279,7 +279,7 @@ impl Loop {
             let unsent = self.outgoing.iter().map(TextFrame::len).sum();
             self.connection.shared.lock().machine.handle_unsent(unsent);
         }
-        if self.outgoing.is_empty() && self.outgoing.capacity() > 16 {
+        if self.outgoing.is_empty() && self.outgoing.capacity() > FRAMES_KEPT {
             self.outgoing = VecDeque::new();
         }
         Ok(())

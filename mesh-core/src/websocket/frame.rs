@@ -1,6 +1,6 @@
 //! Messages in, and the text frame that is encoded once for any number of recipients.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest header of a frame from a server: two bytes and a 64-bit length.
 const HEADER_MAX: usize = 10;
@@ -50,7 +50,10 @@ impl TextFrame {
         let (header, len) = header(TEXT, buffer.len() - HEADER_MAX);
         let start = HEADER_MAX - len;
         buffer[start..HEADER_MAX].copy_from_slice(&header[..len]);
-        Self(buffer.freeze().slice(start..))
+        // Not a slice of it: a second handle would cost a count on the heap.
+        let mut wire = buffer.freeze();
+        wire.advance(start);
+        Self(wire)
     }
 
     /// The frame as a server sends it.

@@ -1,0 +1,104 @@
+//! One command through a connection, one event to a room: `cargo bench -p mesh-core --bench machines`.
+
+use std::{collections::VecDeque, hint::black_box, sync::Arc, time::Instant};
+
+use criterion::Criterion;
+use mesh_core::{
+    backend::{ConnectionId, Name, Reply},
+    connection::{Config, Connection, Received},
+    instance::{Action, Instance, Seeded},
+    protocol::encode,
+    websocket::{Message, TextFrame},
+};
+
+#[path = "allocations.rs"]
+mod allocations;
+use allocations::bench;
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+/// From the text of a command to the frames that leave: parse, accept, reply, take.
+fn command_round_trip(criterion: &mut Criterion) {
+    for (name, size) in [
+        ("machines/command/64B", 64),
+        ("machines/command/16KiB", 16 << 10),
+    ] {
+        let config = Arc::new(Config::default());
+        let now = origin();
+        let mut connection = Connection::new(Arc::clone(&config), now);
+        let payload = format!("\"{}\"", "x".repeat(size));
+        let text = format!(r#"{{"id":7,"command":"echo","payload":{payload}}}"#);
+        let mut outgoing = VecDeque::new();
+        bench(criterion, name, || {
+            let frame = config.read(Message::Text(black_box(&text)));
+            if let Received::Command(command) = connection.handle_frame(frame, now) {
+                let reply = encode::reply_raw(command.id, &command.name, command.payload);
+                connection.handle_reply(command.token, &command.name, reply, now);
+            }
+            connection.take_outgoing(&mut outgoing);
+            outgoing.clear();
+            connection.handle_unsent(0);
+        });
+    }
+}
+
+/// An event for a room, into the queue of each of its members and out again.
+fn room_fan_out(criterion: &mut Criterion) {
+    for (name, members) in [
+        ("machines/fan-out/10", 10),
+        ("machines/fan-out/1000", 1_000_u32),
+    ] {
+        let now = origin();
+        let config = Arc::new(Config::default());
+        let mut connections: Vec<Connection> = (0..members)
+            .map(|_| Connection::new(Arc::clone(&config), now))
+            .collect();
+        let room: Name = "room".into();
+        let mut instance = Instance::<u32, ()>::new(Seeded::new(&[1; 32]), 1 << 20);
+        for member in 0..members {
+            let id = ConnectionId::new(format!("i.{member}"));
+            instance.join(&room, id, member, false, ());
+            answer_everything(&mut instance);
+        }
+        let nobody = Arc::new([]) as Arc<[ConnectionId]>;
+        let mut outgoing = VecDeque::new();
+        bench(criterion, name, || {
+            let event = encode::event_raw("tick", black_box(r#""0123456789abcdef""#));
+            instance.deliver_room(&room, &nobody, &event);
+            while let Some(action) = instance.poll_action() {
+                if let Action::Deliver { to, frame, .. } = action {
+                    for member in to.handles() {
+                        deliver(&mut connections[*member as usize], &frame, now);
+                    }
+                }
+            }
+            for connection in &mut connections {
+                connection.take_outgoing(&mut outgoing);
+                outgoing.clear();
+                connection.handle_unsent(0);
+            }
+        });
+    }
+}
+
+fn deliver(connection: &mut Connection, frame: &TextFrame, now: Instant) {
+    connection.handle_event(frame.clone(), now);
+}
+
+fn answer_everything(instance: &mut Instance<u32, ()>) {
+    while let Some(action) = instance.poll_action() {
+        if let Action::Backend { token, .. } = action {
+            instance.handle_backend(token, Ok(Reply::Flag(true)));
+        }
+    }
+}
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    command_round_trip(&mut criterion);
+    room_fan_out(&mut criterion);
+    criterion.final_summary();
+}
