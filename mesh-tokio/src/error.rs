@@ -1,0 +1,27 @@
+//! What can go wrong while a program sets mesh up.
+
+use std::io;
+
+use mesh_core::driver::{PatternError, ServerError};
+
+/// The result of this crate's functions, and a convenient one for a `main` that uses them.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong while a server or a client is set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The network, or the system below it.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A pattern that is no regular expression.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// The server, or its backend.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A certificate or a key.
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    Tls(#[from] crate::tls::TlsError),
+}

@@ -1,0 +1,152 @@
+//! Streams that another server upgraded.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+
+use std::{convert::Infallible, net::SocketAddr};
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use mesh_tokio::{ConnectInfo, prelude::*};
+use tokio::{
+    io::{AsyncWriteExt, duplex},
+    net::{TcpListener, TcpStream},
+};
+use tokio_tungstenite::{
+    WebSocketStream,
+    tungstenite::{Message, protocol::Role},
+};
+
+use crate::common::{PATIENCE, Peer, patiently, server_with};
+
+const NOOP: &str = r#"{"id":1,"command":"mesh/noop","payload":{}}"#;
+
+fn head(server_key: &str) -> http::request::Parts {
+    Request::builder()
+        .uri("/mesh")
+        .header("host", "mesh")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", server_key)
+        .body(())
+        .unwrap()
+        .into_parts()
+        .0
+}
+
+fn info(head: http::request::Parts) -> ConnectInfo {
+    let mut info = ConnectInfo::default();
+    info.head = Some(head);
+    info.remote = "192.0.2.1:1234".parse().ok();
+    info
+}
+
+/// A server of hyper's that hands requests for `/mesh` on.
+async fn hyper_server(server: MeshServer) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, remote) = listener.accept().await.unwrap();
+            let server = server.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let server = server.clone();
+                async move {
+                    let response = match request.uri().path() {
+                        "/mesh" => server.upgrade(request, remote).await,
+                        _ => Response::new(Bytes::from("hyper's own")),
+                    };
+                    Ok::<_, Infallible>(response.map(Full::new))
+                }
+            });
+            tokio::spawn(
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades(),
+            );
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_route_of_hypers_serves_mesh() {
+    let address = hyper_server(server_with(PATIENCE)).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let opened = tokio_tungstenite::client_async("ws://localhost/mesh", stream);
+    let (socket, _) = patiently("the handshake", opened).await.unwrap();
+    assert!(Peer(socket).noop(3).await.contains("mesh/noop"));
+}
+
+#[tokio::test]
+async fn a_plain_request_to_that_route_is_answered() {
+    use tokio::io::AsyncReadExt;
+
+    let address = hyper_server(server_with(PATIENCE)).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"GET /mesh HTTP/1.1\r\nhost: mesh\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_stream_that_speaks_websocket_already_is_served() {
+    let server = server_with(PATIENCE);
+    let (near, far) = duplex(4 << 10);
+    let info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
+    tokio::spawn(async move { server.serve_upgraded(far, info).await });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    assert!(Peer(socket).noop(5).await.contains("mesh/noop"));
+}
+
+#[tokio::test]
+async fn what_was_read_behind_the_request_comes_first() {
+    // tungstenite masks and frames the command, a pipe catches it.
+    let (near, mut wire) = duplex(4 << 10);
+    let mut socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    socket.send(Message::text(NOOP)).await.unwrap();
+    let mut frame = [0; 256];
+    let len = tokio::io::AsyncReadExt::read(&mut wire, &mut frame)
+        .await
+        .unwrap();
+
+    let server = server_with(PATIENCE);
+    let (near, far) = duplex(4 << 10);
+    let mut info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
+    info.leftover = Bytes::copy_from_slice(&frame[..len]);
+    tokio::spawn(async move { server.serve_upgraded(far, info).await });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    assert!(Peer(socket).reply(1).await.contains("mesh/noop"));
+}
+
+#[tokio::test]
+async fn who_upgraded_may_have_judged() {
+    let server = server_with(PATIENCE);
+    let (near, far) = duplex(4 << 10);
+    tokio::spawn(async move { server.serve_upgraded(far, ConnectInfo::default()).await });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    assert!(Peer(socket).noop(5).await.contains("mesh/noop"));
+}
+
+#[tokio::test]
+async fn who_is_not_let_in_is_closed_with_1008() {
+    let server = server_with(PATIENCE);
+    let (near, far) = duplex(4 << 10);
+    let info = info(head("no key"));
+    let serving = tokio::spawn(async move { server.serve_upgraded(far, info).await });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    let mut peer = Peer(socket);
+    assert_eq!(peer.close_code().await, Some(1008));
+    // tungstenite answers when it is polled again.
+    let _ = peer.0.next().await;
+    patiently("the end", serving).await.unwrap();
+}
