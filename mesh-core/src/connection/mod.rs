@@ -494,10 +494,7 @@ impl Connection {
             return;
         }
         let event = self.config.dialect.name(names::ERROR);
-        let error = CommandError::new(error.to_string())
-            .with_code("EPARSE")
-            .with_name("ProtocolError");
-        if let Ok(frame) = encode::event(&event, &error) {
+        if let Ok(frame) = encode::event(&event, &CommandError::malformed(error)) {
             self.send(frame, now);
         }
     }
