@@ -9,14 +9,13 @@ use serde_json::value::RawValue;
 
 use super::{
     Connection, Context, IntoPayload, ServerError,
-    handler::{Answer, ErasedHandler},
+    handler::{Answer, Answering, ErasedHandler, Wanted},
     metadata,
     registry::{Kind, Registry},
     server::{Completion, Inner},
 };
 use crate::{
-    backend::{ConnectionId, Json, MetadataChange, Name, Op, Reply},
-    connection::CommandToken,
+    backend::{BoxFuture, ConnectionId, Json, MetadataChange, Name, Op, Reply},
     instance::{InstanceError, Outcome},
     protocol::{
         CommandError,
@@ -31,7 +30,7 @@ use crate::{
 
 /// A built-in command.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Builtin {
+enum Builtin {
     GetChannelHistory,
     GetConnectionMetadata,
     GetMyConnectionMetadata,
@@ -44,43 +43,45 @@ pub(super) enum Builtin {
     UnsubscribeChannel,
 }
 
-/// The built-in of a bare name.
-pub(super) fn find(name: &str) -> Option<Builtin> {
-    Some(match name {
-        names::GET_CHANNEL_HISTORY => Builtin::GetChannelHistory,
-        names::GET_CONNECTION_METADATA => Builtin::GetConnectionMetadata,
-        names::GET_MY_CONNECTION_METADATA => Builtin::GetMyConnectionMetadata,
-        names::GET_ROOM_METADATA => Builtin::GetRoomMetadata,
-        names::JOIN_ROOM => Builtin::JoinRoom,
-        names::LEAVE_ROOM => Builtin::LeaveRoom,
-        names::NOOP => Builtin::Noop,
-        names::SET_MY_CONNECTION_METADATA => Builtin::SetMyConnectionMetadata,
-        names::SUBSCRIBE_CHANNEL => Builtin::SubscribeChannel,
-        names::UNSUBSCRIBE_CHANNEL => Builtin::UnsubscribeChannel,
-        _ => return None,
-    })
+/// All built-ins by their bare names.
+pub(super) fn all() -> impl Iterator<Item = (&'static str, ErasedHandler)> {
+    [
+        (names::GET_CHANNEL_HISTORY, Builtin::GetChannelHistory),
+        (
+            names::GET_CONNECTION_METADATA,
+            Builtin::GetConnectionMetadata,
+        ),
+        (
+            names::GET_MY_CONNECTION_METADATA,
+            Builtin::GetMyConnectionMetadata,
+        ),
+        (names::GET_ROOM_METADATA, Builtin::GetRoomMetadata),
+        (names::JOIN_ROOM, Builtin::JoinRoom),
+        (names::LEAVE_ROOM, Builtin::LeaveRoom),
+        (names::NOOP, Builtin::Noop),
+        (
+            names::SET_MY_CONNECTION_METADATA,
+            Builtin::SetMyConnectionMetadata,
+        ),
+        (names::SUBSCRIBE_CHANNEL, Builtin::SubscribeChannel),
+        (names::UNSUBSCRIBE_CHANNEL, Builtin::UnsubscribeChannel),
+    ]
+    .into_iter()
+    .map(|(name, builtin)| (name, ErasedHandler(Arc::new(builtin))))
 }
 
-/// The handler of one call of a built-in. It knows the command's token because some replies must be queued in the same
-/// step in which events begin to follow them.
-pub(super) fn handler(builtin: Builtin, token: CommandToken, id: u32) -> ErasedHandler {
-    ErasedHandler::from_fn(move |ctx: Context, _| {
+impl Answering for Builtin {
+    fn answer(&self, ctx: Context, wanted: Wanted) -> BoxFuture<'static, Answer> {
+        let builtin = *self;
         Box::pin(async move {
-            match run(builtin, &ctx, token, id).await {
-                Ok(answer) => answer,
-                Err(error) => Answer::Error(error),
-            }
+            let answer = run(builtin, &ctx, wanted).await;
+            answer.unwrap_or_else(Answer::Error)
         })
-    })
+    }
 }
 
-async fn run(
-    builtin: Builtin,
-    ctx: &Context,
-    token: CommandToken,
-    id: u32,
-) -> Result<Answer, CommandError> {
-    let call = BuiltinCall { ctx, token, id };
+async fn run(builtin: Builtin, ctx: &Context, wanted: Wanted) -> Result<Answer, CommandError> {
+    let call = BuiltinCall { ctx, wanted };
     match builtin {
         Builtin::GetChannelHistory => call.get_channel_history().await,
         Builtin::GetConnectionMetadata => call.get_connection_metadata().await,
@@ -100,8 +101,7 @@ async fn run(
 
 struct BuiltinCall<'a> {
     ctx: &'a Context,
-    token: CommandToken,
-    id: u32,
+    wanted: Wanted,
 }
 
 impl BuiltinCall<'_> {
@@ -114,9 +114,9 @@ impl BuiltinCall<'_> {
     }
 
     fn reply<T: serde::Serialize + ?Sized>(&self, reply: &T) -> Result<Answer, CommandError> {
-        match reply.reply(self.id, self.ctx.command()) {
+        match reply.reply(self.wanted.id, self.ctx.command()) {
             Ok(frame) => Ok(Answer::Frame(frame)),
-            Err(error) => Err(CommandError::new(error.to_string())),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -144,8 +144,7 @@ impl BuiltinCall<'_> {
         let (sent, answered) = oneshot::channel();
         request(Completion::Reply(ReplyTicket {
             connection: self.ctx.connection.clone(),
-            token: self.token,
-            id: self.id,
+            wanted: self.wanted,
             name: self.ctx.command().into(),
             kind,
             sent,
@@ -336,8 +335,7 @@ enum TicketKind {
 /// The right to answer one command in the very step in which its request is completed.
 pub(super) struct ReplyTicket {
     connection: Connection,
-    token: CommandToken,
-    id: u32,
+    wanted: Wanted,
     name: Name,
     kind: TicketKind,
     sent: oneshot::Sender<Result<(), InstanceError>>,
@@ -355,12 +353,14 @@ impl ReplyTicket {
                     success: true,
                     present,
                 };
-                encode::reply(self.id, &self.name, &reply)
+                encode::reply(self.wanted.id, &self.name, &reply)
             }
             (Ok(Outcome::Subscribed { history }), TicketKind::Subscribed) => {
-                encode::reply(self.id, &self.name, &history_reply(&history))
+                encode::reply(self.wanted.id, &self.name, &history_reply(&history))
             }
-            (Ok(_), _) => encode::reply(self.id, &self.name, &SuccessReply { success: true }),
+            (Ok(_), _) => {
+                encode::reply(self.wanted.id, &self.name, &SuccessReply { success: true })
+            }
             (Err(error), _) => {
                 // The command's own task makes the reply; it may be gone with its connection.
                 let _ = self.sent.send(Err(error));
@@ -370,29 +370,9 @@ impl ReplyTicket {
         if let Ok(frame) = frame {
             self.connection
                 .shared
-                .reply(self.token, &self.name, frame, now);
+                .reply(self.wanted.token, &self.name, frame, now);
         }
         let _ = self.sent.send(Ok(()));
-    }
-}
-
-impl ErasedHandler {
-    fn from_fn(
-        handler: impl Fn(Context, u32) -> crate::backend::BoxFuture<'static, Answer>
-        + Send
-        + Sync
-        + 'static,
-    ) -> Self {
-        struct Direct<F>(F);
-        impl<F> super::handler::Call for Direct<F>
-        where
-            F: Fn(Context, u32) -> crate::backend::BoxFuture<'static, Answer> + Send + Sync,
-        {
-            fn call(&self, ctx: Context, id: u32) -> crate::backend::BoxFuture<'static, Answer> {
-                (self.0)(ctx, id)
-            }
-        }
-        Self::new(Arc::new(Direct(handler)))
     }
 }
 

@@ -4,23 +4,44 @@ use std::{
     any::{Any, TypeId},
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use super::{Connection, MeshServer, Payload};
+use super::{Connection, MeshServer, Payload, registry::Command};
 use crate::protocol::{CommandError, EncodeError};
 
-/// One command under way: its payload, who sent it, and the server.
+/// One command under way: its payload, and through [`Call`] who sent it, the server, and what middleware put in.
 ///
-/// Middleware and handler of a command share what middleware put in with [`insert`](Self::insert).
+/// ```
+/// use mesh_core::driver::{CommandError, Context};
+///
+/// async fn greet(ctx: Context<String>) -> Result<String, CommandError> {
+///     ctx.server.broadcast("greeted", &ctx.payload).await?;
+///     Ok(format!("hello {}, you are {}", ctx.payload, ctx.connection.id()))
+/// }
+/// ```
 pub struct Context<P = Payload> {
     /// The payload, typed as the handler asked for it.
     pub payload: P,
+    pub(super) call: Arc<Call>,
+}
+
+/// What all middleware and the handler of one command share. A [`Context`] derefs to it.
+pub struct Call {
     /// Who sent the command.
     pub connection: Connection,
     /// The server, for whatever the handler wants done.
     pub server: MeshServer,
-    pub(super) call: Arc<Call>,
+    pub(super) command: Arc<Command>,
+    /// The name of a command that is not known.
+    unknown: Option<Box<str>>,
+    /// A middleware put a payload in; spares the lock where none did.
+    replaced: AtomicBool,
+    shared: Mutex<Shared>,
 }
 
 /// How a command ended.
@@ -37,86 +58,65 @@ pub enum Outcome {
 
 type OutcomeHook = Box<dyn FnOnce(&Outcome) + Send>;
 
-/// What middleware and handler of one command share.
-#[derive(Default)]
-pub(super) struct Call {
-    pub(super) name: Arc<str>,
-    pub(super) known: bool,
-    shared: Mutex<Shared>,
-}
-
 #[derive(Default)]
 struct Shared {
     values: BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>,
     payload: Option<Payload>,
-    hooks: Vec<OutcomeHook>,
+    /// The first hook has a place of its own: most commands have one at most.
+    hook: Option<OutcomeHook>,
+    more_hooks: Vec<OutcomeHook>,
 }
 
 impl Call {
-    pub(super) fn new(name: Arc<str>, known: bool) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        server: MeshServer,
+        command: Arc<Command>,
+        unknown: Option<Box<str>>,
+    ) -> Self {
         Self {
-            name,
-            known,
+            connection,
+            server,
+            command,
+            unknown,
+            replaced: AtomicBool::new(false),
             shared: Mutex::default(),
         }
     }
 
-    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The payload that a middleware put in place of the client's.
-    pub(super) fn replaced_payload(&self) -> Option<Payload> {
-        self.shared().payload.take()
-    }
-
-    pub(super) fn finish(&self, outcome: &Outcome) {
-        let hooks = std::mem::take(&mut self.shared().hooks);
-        for hook in hooks {
-            hook(outcome);
-        }
-    }
-}
-
-impl<P> Context<P> {
     /// The command's name.
     pub fn command(&self) -> &str {
-        &self.call.name
+        self.unknown.as_deref().unwrap_or(&self.command.name)
     }
 
     /// Is there a handler for it? Global middleware sees unknown commands too, before they are answered `ENOTFOUND`.
     pub fn is_known(&self) -> bool {
-        self.call.known
+        self.unknown.is_none()
     }
 
     /// Puts a value in for the middleware and the handler downstream; one per type, the last counts.
     pub fn insert<T: Send + Sync + 'static>(&self, value: T) {
-        let mut shared = self.call.shared();
+        let mut shared = self.shared();
         shared.values.insert(TypeId::of::<T>(), Arc::new(value));
     }
 
     /// The value of this type that a middleware put in.
     pub fn extension<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        let value = self.call.shared().values.get(&TypeId::of::<T>()).cloned()?;
+        let value = self.shared().values.get(&TypeId::of::<T>()).cloned()?;
         value.downcast().ok()
     }
 
     /// Calls `hook` with how the command ended, after its reply was queued.
     pub fn on_outcome(&self, hook: impl FnOnce(&Outcome) + Send + 'static) {
-        self.call.shared().hooks.push(Box::new(hook));
-    }
-
-    pub(super) fn with_payload<Q>(self, payload: Q) -> Context<Q> {
-        Context {
-            payload,
-            connection: self.connection,
-            server: self.server,
-            call: self.call,
+        let mut shared = self.shared();
+        let hook = Box::new(hook);
+        if shared.hook.is_none() {
+            shared.hook = Some(hook);
+        } else {
+            shared.more_hooks.push(hook);
         }
     }
-}
 
-impl Context<Payload> {
     /// Puts another payload in place of the client's, for the middleware and the handler downstream.
     ///
     /// # Errors
@@ -125,25 +125,56 @@ impl Context<Payload> {
         &self,
         value: &T,
     ) -> Result<(), EncodeError> {
-        self.call.shared().payload = Some(Payload::new(value)?);
+        let payload = Payload::new(value)?;
+        self.shared().payload = Some(payload);
+        self.replaced.store(true, Ordering::Release);
         Ok(())
     }
 
-    pub(super) fn duplicate(&self) -> Self {
-        Self {
-            payload: self.payload.clone(),
-            connection: self.connection.clone(),
-            server: self.server.clone(),
-            call: Arc::clone(&self.call),
+    /// The payload that a middleware put in place of the client's, once.
+    pub(super) fn replaced_payload(&self) -> Option<Payload> {
+        if !self.replaced.load(Ordering::Acquire) {
+            return None;
         }
+        self.shared().payload.take()
+    }
+
+    pub(super) fn finish(&self, outcome: &Outcome) {
+        let (first, more) = {
+            let mut shared = self.shared();
+            (shared.hook.take(), std::mem::take(&mut shared.more_hooks))
+        };
+        for hook in first.into_iter().chain(more) {
+            hook(outcome);
+        }
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<P> Deref for Context<P> {
+    type Target = Call;
+
+    fn deref(&self) -> &Call {
+        &self.call
     }
 }
 
 impl<P: fmt::Debug> fmt::Debug for Context<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
-            .field("command", &self.call.name)
             .field("payload", &self.payload)
+            .field("call", &self.call)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call")
+            .field("command", &self.command())
             .field("connection", &self.connection)
             .finish_non_exhaustive()
     }

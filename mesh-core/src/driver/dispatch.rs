@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task,
     time::Instant,
 };
 
@@ -14,23 +14,17 @@ use futures_util::{
 };
 
 use super::{
-    Connection, Context as CommandContext, MeshServer, Outcome, Payload, builtins,
-    context::Call,
-    handler::{Answer, chain},
+    Call, Connection, Context, MeshServer, Outcome, Payload,
+    handler::{self, Answer, Pending, Wanted},
     hooks::Fault,
     registry::Registry,
     server::Inner,
 };
-use crate::{
-    backend::BoxFuture,
-    connection::CommandToken,
-    protocol::{CommandError, encode},
-};
+use crate::protocol::{CommandError, encode};
 
 /// A command that the machine let in.
 pub(super) struct Incoming<'a> {
-    pub(super) token: CommandToken,
-    pub(super) id: u32,
+    pub(super) wanted: Wanted,
     pub(super) name: Cow<'a, str>,
     pub(super) payload: Payload,
 }
@@ -38,50 +32,33 @@ pub(super) struct Incoming<'a> {
 /// Runs a command. One that is ready at its first poll costs no task.
 pub(super) fn dispatch(
     server: &Arc<Inner>,
-    registry: &Arc<Registry>,
+    registry: &Registry,
     connection: &Connection,
     incoming: Incoming<'_>,
-    cx: &mut Context<'_>,
+    cx: &mut task::Context<'_>,
     now: Instant,
 ) {
     let Incoming {
-        token,
-        id,
+        wanted,
         name,
         payload,
     } = incoming;
-    let builtin = server.config.dialect.strip(&name).and_then(builtins::find);
-    let registered = registry.command(&name);
-    let call = Arc::new(match (registered, builtin) {
-        (Some(command), None) => Call::new(Arc::clone(&command.name), true),
-        (_, builtin) => Call::new((*name).into(), builtin.is_some()),
-    });
-    let ctx = CommandContext {
-        payload,
-        connection: connection.clone(),
-        server: MeshServer::from_inner(Arc::clone(server)),
+    let (command, unknown) = match registry.command(&name) {
+        Some(command) => (command, None),
+        None => (registry.unknown(), Some(name.into())),
+    };
+    let call = Arc::new(Call::new(
+        connection.clone(),
+        MeshServer::from_inner(Arc::clone(server)),
+        Arc::clone(command),
+        unknown,
+    ));
+    let running = Running {
+        wanted,
         call: Arc::clone(&call),
     };
-    let command = match (builtin, registered) {
-        (Some(builtin), _) => Some((Arc::default(), builtins::handler(builtin, token, id))),
-        (None, Some(command)) => Some((Arc::clone(&command.middleware), command.handler.clone())),
-        (None, None) => None,
-    };
-    let running = Running {
-        token,
-        id,
-        call,
-        connection: connection.clone(),
-        server: Arc::clone(server),
-    };
-    let first = catch_unwind(AssertUnwindSafe(|| {
-        let mut answer = chain(Arc::clone(&registry.middleware), command, ctx, id);
-        match answer.as_mut().poll(cx) {
-            Poll::Ready(answer) => Ok(answer),
-            Poll::Pending => Err(answer),
-        }
-    }));
-    match first {
+    let ctx = Context { payload, call };
+    match catch_unwind(AssertUnwindSafe(|| handler::start(ctx, wanted, cx))) {
         Ok(Ok(answer)) => running.finish(answer, now),
         Ok(Err(pending)) => running.spawn(pending),
         Err(_) => running.panicked(now),
@@ -90,39 +67,36 @@ pub(super) fn dispatch(
 
 /// A command whose reply is still owed.
 struct Running {
-    token: CommandToken,
-    id: u32,
+    wanted: Wanted,
     call: Arc<Call>,
-    connection: Connection,
-    server: Arc<Inner>,
 }
 
 impl Running {
+    fn server(&self) -> &Arc<Inner> {
+        &self.call.server.inner
+    }
+
     fn finish(&self, answer: Answer, now: Instant) {
+        let Wanted { token, id } = self.wanted;
+        let name = self.call.command();
         let (frame, outcome) = match answer {
             Answer::Frame(frame) => (Some(frame), Outcome::Reply),
             Answer::Sent => (None, Outcome::Reply),
             Answer::Error(error) => {
-                let frame = encode::reply_error(self.id, &self.call.name, &error);
+                let frame = encode::reply_error(id, name, &error);
                 (Some(frame), Outcome::Error(error))
             }
         };
-        let shared = &self.connection.shared;
+        let shared = &self.call.connection.shared;
         let replied = match frame {
-            Some(frame) => shared.reply(self.token, &self.call.name, frame, now),
+            Some(frame) => shared.reply(token, name, frame, now),
             None => {
-                shared.lock().running.remove(&self.token);
+                shared.lock().running.remove(&token);
                 true
             }
         };
-        let hooks = AssertUnwindSafe(|| {
-            self.call.finish(if replied {
-                &outcome
-            } else {
-                &Outcome::Abandoned
-            });
-        });
-        if catch_unwind(hooks).is_err() {
+        let outcome = if replied { outcome } else { Outcome::Abandoned };
+        if catch_unwind(AssertUnwindSafe(|| self.call.finish(&outcome))).is_err() {
             self.report_panic();
         }
     }
@@ -133,24 +107,24 @@ impl Running {
     }
 
     fn report_panic(&self) {
-        let panics = &self.server.counters.handler_panics;
+        let panics = &self.server().counters.handler_panics;
         panics.fetch_add(1, Ordering::Relaxed);
-        self.server.hooks.report(&Fault::Panic {
-            what: self.call.name.to_string(),
-            connection: self.connection.clone(),
+        self.server().hooks.report(&Fault::Panic {
+            what: self.call.command().to_owned(),
+            connection: self.call.connection.clone(),
         });
     }
 
     /// Lets a handler that waits for something go on as a task of its own.
-    fn spawn(self, answer: BoxFuture<'static, Answer>) {
+    fn spawn(self, pending: Pending) {
         let (handle, registration) = AbortHandle::new_pair();
-        let shared = &self.connection.shared;
-        shared.lock().running.insert(self.token, handle);
-        let runtime = Arc::clone(&self.server.runtime);
+        let shared = &self.call.connection.shared;
+        shared.lock().running.insert(self.wanted.token, handle);
+        let runtime = Arc::clone(&self.server().runtime);
         runtime.spawn(Box::pin(async move {
-            let answer = Abortable::new(AssertUnwindSafe(answer).catch_unwind(), registration);
+            let answer = Abortable::new(AssertUnwindSafe(pending).catch_unwind(), registration);
             let answer = answer.await;
-            let now = self.server.runtime.now();
+            let now = self.server().runtime.now();
             match answer {
                 Ok(Ok(answer)) => self.finish(answer, now),
                 Ok(Err(_)) => self.panicked(now),

@@ -1,9 +1,17 @@
 //! Handlers and middleware, typed where users write them and erased where they are kept.
 
-use std::{future::Future, marker::PhantomData, sync::Arc};
+use std::{
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    sync::Arc,
+    task::{self, Poll},
+};
 
 use super::{Context, FromPayload, IntoPayload};
-use crate::{backend::BoxFuture, protocol::CommandError, websocket::TextFrame};
+use crate::{
+    backend::BoxFuture, connection::CommandToken, protocol::CommandError, websocket::TextFrame,
+};
 
 /// An async function that answers a command.
 ///
@@ -39,21 +47,10 @@ where
 
 /// A handler without its types.
 #[derive(Clone)]
-pub struct ErasedHandler(Arc<dyn Call>);
+pub struct ErasedHandler(pub(super) Arc<dyn Answering>);
 
-impl ErasedHandler {
-    pub(super) fn new(handler: Arc<dyn Call>) -> Self {
-        Self(handler)
-    }
-
-    /// The future that answers one command with an encoded reply.
-    pub(super) fn call(&self, ctx: Context, id: u32) -> BoxFuture<'static, Answer> {
-        self.0.call(ctx, id)
-    }
-}
-
-impl std::fmt::Debug for ErasedHandler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for ErasedHandler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ErasedHandler")
     }
 }
@@ -68,10 +65,17 @@ pub(super) enum Answer {
     Sent,
 }
 
+/// Which reply is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    pub(super) token: CommandToken,
+    pub(super) id: u32,
+}
+
 /// A handler as it is kept.
-pub(super) trait Call: Send + Sync {
+pub(super) trait Answering: Send + Sync {
     /// The future that answers one command.
-    fn call(&self, ctx: Context, id: u32) -> BoxFuture<'static, Answer>;
+    fn answer(&self, ctx: Context, wanted: Wanted) -> BoxFuture<'static, Answer>;
 }
 
 struct Typed<F, P, R> {
@@ -79,25 +83,28 @@ struct Typed<F, P, R> {
     signature: PhantomData<fn(P) -> R>,
 }
 
-impl<F, Fut, P, R> Call for Typed<F, P, R>
+impl<F, Fut, P, R> Answering for Typed<F, P, R>
 where
     F: Fn(Context<P>) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<R, CommandError>> + Send + 'static,
     P: FromPayload,
     R: IntoPayload + Send + 'static,
 {
-    fn call(&self, ctx: Context, id: u32) -> BoxFuture<'static, Answer> {
-        let payload = match P::from_payload(&ctx.payload) {
+    fn answer(&self, ctx: Context, wanted: Wanted) -> BoxFuture<'static, Answer> {
+        let payload = match P::from_payload(ctx.payload) {
             Ok(payload) => payload,
             Err(error) => return Box::pin(std::future::ready(Answer::Error(error))),
         };
-        let name = Arc::clone(&ctx.call.name);
-        let reply = (self.handler)(ctx.with_payload(payload));
+        let call = Arc::clone(&ctx.call);
+        let reply = (self.handler)(Context {
+            payload,
+            call: ctx.call,
+        });
         Box::pin(async move {
             match reply.await {
-                Ok(reply) => match reply.reply(id, &name) {
+                Ok(reply) => match reply.reply(wanted.id, call.command()) {
                     Ok(frame) => Answer::Frame(frame),
-                    Err(error) => Answer::Error(CommandError::new(error.to_string())),
+                    Err(error) => Answer::Error(error.into()),
                 },
                 Err(error) => Answer::Error(error),
             }
@@ -123,6 +130,12 @@ where
     }
 }
 
+impl fmt::Debug for Middleware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Middleware")
+    }
+}
+
 impl Middleware {
     pub(super) fn new<F, Fut>(middleware: F) -> Self
     where
@@ -133,30 +146,71 @@ impl Middleware {
     }
 }
 
-/// Runs middleware in order, the first failure being the answer, then the handler.
-pub(super) fn chain(
-    global: Arc<[Middleware]>,
-    command: Option<(Arc<[Middleware]>, ErasedHandler)>,
+/// A command that could not be answered at its first poll.
+pub(super) type Pending = BoxFuture<'static, Answer>;
+
+/// Runs middleware in order, the first failure being the answer, then the handler, as far as that goes without waiting.
+pub(super) fn start(
     mut ctx: Context,
-    id: u32,
-) -> BoxFuture<'static, Answer> {
-    let own_is_empty = command.as_ref().is_none_or(|(own, _)| own.is_empty());
-    if let (true, true, Some((_, handler))) = (global.is_empty(), own_is_empty, &command) {
-        return handler.call(ctx, id);
+    wanted: Wanted,
+    cx: &mut task::Context<'_>,
+) -> Result<Answer, Pending> {
+    let command = Arc::clone(&ctx.call.command);
+    for (index, middleware) in command.middleware.iter().enumerate() {
+        let mut run = middleware.0.run(duplicate(&ctx));
+        match run.as_mut().poll(cx) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(error)) => return Ok(Answer::Error(error)),
+            Poll::Pending => return Err(Box::pin(resume(run, index + 1, ctx, wanted))),
+        }
+        if let Some(payload) = ctx.replaced_payload() {
+            ctx.payload = payload;
+        }
     }
-    Box::pin(async move {
-        let own = command.as_ref().map(|(own, _)| &**own).unwrap_or_default();
-        for middleware in global.iter().chain(own) {
-            if let Err(error) = middleware.0.run(ctx.duplicate()).await {
-                return Answer::Error(error);
-            }
-            if let Some(payload) = ctx.call.replaced_payload() {
-                ctx.payload = payload;
-            }
+    let Some(handler) = &command.handler else {
+        return Ok(not_found(&ctx));
+    };
+    let mut answer = handler.0.answer(ctx, wanted);
+    match answer.as_mut().poll(cx) {
+        Poll::Ready(answer) => Ok(answer),
+        Poll::Pending => Err(answer),
+    }
+}
+
+/// The rest of [`start`] behind a middleware that waits.
+async fn resume(
+    mut run: BoxFuture<'static, Result<(), CommandError>>,
+    next: usize,
+    mut ctx: Context,
+    wanted: Wanted,
+) -> Answer {
+    let command = Arc::clone(&ctx.call.command);
+    let mut rest = command.middleware.iter().skip(next);
+    loop {
+        if let Err(error) = run.await {
+            return Answer::Error(error);
         }
-        match command {
-            Some((_, handler)) => handler.call(ctx, id).await,
-            None => Answer::Error(CommandError::not_found(ctx.command())),
+        if let Some(payload) = ctx.replaced_payload() {
+            ctx.payload = payload;
         }
-    })
+        match rest.next() {
+            Some(middleware) => run = middleware.0.run(duplicate(&ctx)),
+            None => break,
+        }
+    }
+    match &command.handler {
+        Some(handler) => handler.0.answer(ctx, wanted).await,
+        None => not_found(&ctx),
+    }
+}
+
+fn duplicate(ctx: &Context) -> Context {
+    Context {
+        payload: ctx.payload.clone(),
+        call: Arc::clone(&ctx.call),
+    }
+}
+
+fn not_found(ctx: &Context) -> Answer {
+    Answer::Error(CommandError::not_found(ctx.command()))
 }

@@ -60,8 +60,6 @@ impl MeshServer {
 
     /// Registers the handler of a command, in place of an earlier one of the same name.
     ///
-    /// The dialect's prefix (`mesh/`) belongs to the built-ins: a handler under a built-in's name is never called.
-    ///
     /// ```
     /// use mesh_core::driver::{Context, MeshServer};
     ///
@@ -78,12 +76,29 @@ impl MeshServer {
     /// server.register_command("length", async |text: String| Ok(text.len()));
     /// # }
     /// ```
+    ///
+    /// # Panics
+    /// For a name that no command can have: empty, longer than
+    /// [`name_bytes_max`](Limits::name_bytes_max), or with the prefix of the built-ins (`mesh/`).
+    #[track_caller]
     pub fn register_command<S>(
         &self,
         name: impl Into<String>,
         handler: impl Handler<S>,
     ) -> Registration<'_> {
-        Registration::new(&self.inner.registrations, name.into(), handler.erase())
+        let name = name.into();
+        let config = &self.inner.config;
+        assert!(
+            (1..=config.limits.name_bytes_max).contains(&name.len()),
+            "{name:?} is no name for a command: it has 1 to {} bytes",
+            config.limits.name_bytes_max
+        );
+        assert!(
+            config.dialect.strip(&name).is_none(),
+            "{name:?} is no name for a command: the prefix {:?} belongs to the built-ins",
+            config.dialect.prefix()
+        );
+        Registration::new(&self.inner.registrations, name, handler.erase())
     }
 
     /// Adds a middleware that runs before every command, built-ins and unknown ones included, in the order of adding. One that fails

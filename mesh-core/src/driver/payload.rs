@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    protocol::{CommandError, EncodeError, encode, payload},
+    protocol::{CommandError, EncodeError, Limits, check_json, encode, payload},
     websocket::TextFrame,
 };
 
@@ -37,8 +37,10 @@ impl Payload {
     /// # Errors
     /// `EINVALID` if it is not.
     pub fn from_json(json: &str) -> Result<Self, CommandError> {
-        payload::decode::<serde::de::IgnoredAny>(json)?;
-        Ok(Self(json.trim_ascii().into()))
+        match check_json(json, Limits::default().nesting_max) {
+            Ok(json) => Ok(Self(json.into())),
+            Err(error) => Err(CommandError::invalid(error.to_string())),
+        }
     }
 
     /// Encodes a value.
@@ -80,18 +82,18 @@ pub trait FromPayload: Sized + Send + 'static {
     ///
     /// # Errors
     /// The reply of a command whose payload does not fit; `EINVALID`.
-    fn from_payload(payload: &Payload) -> Result<Self, CommandError>;
+    fn from_payload(payload: Payload) -> Result<Self, CommandError>;
 }
 
 impl<T: DeserializeOwned + Send + 'static> FromPayload for T {
-    fn from_payload(payload: &Payload) -> Result<Self, CommandError> {
+    fn from_payload(payload: Payload) -> Result<Self, CommandError> {
         payload.decode()
     }
 }
 
 impl FromPayload for Payload {
-    fn from_payload(payload: &Payload) -> Result<Self, CommandError> {
-        Ok(payload.clone())
+    fn from_payload(payload: Payload) -> Result<Self, CommandError> {
+        Ok(payload)
     }
 }
 

@@ -15,19 +15,29 @@ use futures_util::FutureExt;
 use siphasher::sip::SipHasher13;
 
 use super::{
-    Connection, Pattern,
+    Connection, Pattern, builtins,
     handler::{ErasedHandler, Middleware},
 };
-use crate::backend::BoxFuture;
+use crate::{backend::BoxFuture, protocol::Dialect};
 
 /// Names of registered commands come from the application, so a fixed key does.
-type Commands = HashMap<Box<str>, Command, BuildHasherDefault<SipHasher13>>;
+type Table<V> = HashMap<Box<str>, V, BuildHasherDefault<SipHasher13>>;
 
-#[derive(Clone)]
+/// A command as it is run.
+#[derive(Debug)]
 pub(super) struct Command {
-    pub(super) name: Arc<str>,
-    pub(super) middleware: Arc<[Middleware]>,
-    pub(super) handler: ErasedHandler,
+    pub(super) name: Box<str>,
+    /// All of it, the global ones first.
+    pub(super) middleware: Box<[Middleware]>,
+    /// `None` for the one that stands for all unknown commands.
+    pub(super) handler: Option<ErasedHandler>,
+}
+
+/// A command as it was registered.
+#[derive(Clone)]
+struct Registered {
+    middleware: Arc<[Middleware]>,
+    handler: ErasedHandler,
 }
 
 /// Asks whether a connection may have something by this name.
@@ -57,16 +67,67 @@ impl Exposure {
 }
 
 /// A snapshot that commands are looked up in without a lock.
-#[derive(Clone, Default)]
 pub(super) struct Registry {
-    commands: Commands,
-    pub(super) middleware: Arc<[Middleware]>,
-    exposures: Arc<Vec<Exposure>>,
+    registered: Table<Registered>,
+    global: Vec<Middleware>,
+    exposures: Vec<Exposure>,
+    /// What follows from the above: each command with all of its middleware.
+    commands: Table<Arc<Command>>,
+    unknown: Arc<Command>,
 }
 
 impl Registry {
-    pub(super) fn command(&self, name: &str) -> Option<&Command> {
+    /// Built-ins are there from the start, under their full names.
+    fn new(dialect: Dialect) -> Self {
+        let mut registry = Self {
+            registered: Table::default(),
+            global: Vec::new(),
+            exposures: Vec::new(),
+            commands: Table::default(),
+            unknown: Arc::new(Command {
+                name: Box::default(),
+                middleware: Box::default(),
+                handler: None,
+            }),
+        };
+        for (name, handler) in builtins::all() {
+            let builtin = Registered {
+                middleware: Arc::default(),
+                handler,
+            };
+            let name = dialect.name(name).into_boxed_str();
+            registry.registered.insert(name, builtin);
+        }
+        registry.compose();
+        registry
+    }
+
+    /// Puts every command together with the middleware that concerns it.
+    fn compose(&mut self) {
+        let all = |own: &[Middleware]| self.global.iter().chain(own).cloned().collect();
+        self.unknown = Arc::new(Command {
+            name: Box::default(),
+            middleware: all(&[]),
+            handler: None,
+        });
+        let composed = self.registered.iter().map(|(name, registered)| {
+            let command = Command {
+                name: name.clone(),
+                middleware: all(&registered.middleware),
+                handler: Some(registered.handler.clone()),
+            };
+            (name.clone(), Arc::new(command))
+        });
+        self.commands = composed.collect();
+    }
+
+    pub(super) fn command(&self, name: &str) -> Option<&Arc<Command>> {
         self.commands.get(name)
+    }
+
+    /// What stands for every command that is not known.
+    pub(super) fn unknown(&self) -> &Arc<Command> {
+        &self.unknown
     }
 
     /// Is something by this name exposed at all, whatever the guards say?
@@ -84,7 +145,7 @@ impl Registry {
         connection: Connection,
         name: String,
     ) -> bool {
-        for exposure in registry.exposures.iter() {
+        for exposure in &registry.exposures {
             if !exposure.covers(kind, &name) {
                 continue;
             }
@@ -103,13 +164,19 @@ impl Registry {
 }
 
 /// The registry as it is now, and a number that tells connections when their snapshot is stale.
-#[derive(Default)]
 pub(super) struct Registrations {
     current: RwLock<Arc<Registry>>,
     version: AtomicU64,
 }
 
 impl Registrations {
+    pub(super) fn new(dialect: Dialect) -> Self {
+        Self {
+            current: RwLock::new(Arc::new(Registry::new(dialect))),
+            version: AtomicU64::new(0),
+        }
+    }
+
     pub(super) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
@@ -119,17 +186,24 @@ impl Registrations {
         Arc::clone(&current)
     }
 
+    /// Connections keep the snapshot they have until they look again, so a change makes a new one.
     fn change(&self, change: impl FnOnce(&mut Registry)) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        change(Arc::make_mut(&mut current));
+        let mut registry = Registry {
+            registered: current.registered.clone(),
+            global: current.global.clone(),
+            exposures: current.exposures.clone(),
+            commands: Table::default(),
+            unknown: Arc::clone(&current.unknown),
+        };
+        change(&mut registry);
+        registry.compose();
+        *current = Arc::new(registry);
         self.version.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn add_middleware(&self, middleware: Middleware) {
-        self.change(|registry| {
-            let more = registry.middleware.iter().cloned().chain([middleware]);
-            registry.middleware = more.collect();
-        });
+        self.change(|registry| registry.global.push(middleware));
     }
 }
 
@@ -169,13 +243,13 @@ impl<'a> Registration<'a> {
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
         let name = std::mem::take(&mut self.name);
-        let command = Command {
-            name: name.as_str().into(),
+        let registered = Registered {
             middleware: std::mem::take(&mut self.middleware).into(),
             handler: self.handler.clone(),
         };
         self.registrations.change(|registry| {
-            registry.commands.insert(name.into_boxed_str(), command);
+            let name = name.into_boxed_str();
+            registry.registered.insert(name, registered);
         });
     }
 }
@@ -230,7 +304,7 @@ impl Drop for Expose<'_> {
             guard: self.guard.take(),
         };
         self.registrations
-            .change(|registry| Arc::make_mut(&mut registry.exposures).push(exposure));
+            .change(|registry| registry.exposures.push(exposure));
     }
 }
 

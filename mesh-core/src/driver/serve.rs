@@ -15,6 +15,7 @@ use super::{
     authenticate::Admission,
     connection::Shared,
     dispatch::{self, Incoming},
+    handler::Wanted,
     hooks::Fault,
     registry::Registry,
     server::{Completion, Inner},
@@ -259,9 +260,11 @@ impl Loop {
             drop(state);
             if let Some((token, waiting)) = waiting {
                 let incoming = Incoming {
-                    token,
-                    id: waiting.id,
-                    name: waiting.name.as_str().into(),
+                    wanted: Wanted {
+                        token,
+                        id: waiting.id,
+                    },
+                    name: waiting.name.into(),
                     payload: waiting.payload,
                 };
                 self.dispatch(cx, now, incoming);
@@ -311,8 +314,7 @@ impl Loop {
             let payload = super::Payload::from_parsed(command.payload);
             if command.start {
                 let incoming = Incoming {
-                    token,
-                    id,
+                    wanted: Wanted { token, id },
                     name: command.name,
                     payload,
                 };

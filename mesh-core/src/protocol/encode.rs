@@ -3,19 +3,10 @@
 //! A function takes either a value that serialises, or with `_raw` a payload that is JSON text at hand. The latter travels byte for
 //! byte and unchecked: it must be one valid JSON value.
 
-use std::io;
-
-use bytes::BytesMut;
 use serde::Serialize;
 
 use super::{error::CommandError, json::plain_len};
 use crate::websocket::TextFrame;
-
-/// `{"id":4294967295,"command":"","payload":}`
-const ENVELOPE: usize = 41;
-
-/// Room for the payload of a value whose length nobody knows yet.
-const PAYLOAD_GUESS: usize = 128;
 
 /// A value does not serialise to JSON, such as a map whose keys are no strings: the caller's fault.
 ///
@@ -68,8 +59,7 @@ pub fn reply_raw(id: u32, command: &str, payload: &str) -> TextFrame {
 
 /// The reply to a command that failed (`protocol.md`, section 2).
 pub fn reply_error(id: u32, command: &str, error: &CommandError) -> TextFrame {
-    let len = error.message().len() + error.code().len() + error.name().len() + 31;
-    frame(Some(id), command, len, |buffer| {
+    frame(Some(id), command, |buffer| {
         buffer.extend_from_slice(b"{\"error\":");
         string(buffer, error.message());
         buffer.extend_from_slice(b",\"code\":");
@@ -116,42 +106,57 @@ fn typed<T: Serialize + ?Sized>(
     payload: &T,
 ) -> Result<TextFrame, EncodeError> {
     let mut outcome = Ok(());
-    let frame = frame(id, command, PAYLOAD_GUESS, |buffer| {
-        outcome = serde_json::to_writer(Sink(buffer), payload);
+    let frame = frame(id, command, |buffer| {
+        outcome = serde_json::to_writer(buffer, payload);
     });
     outcome?;
     Ok(frame)
 }
 
 fn raw(id: Option<u32>, command: &str, payload: &str) -> TextFrame {
-    frame(id, command, payload.len(), |buffer| {
-        buffer.extend_from_slice(payload.as_bytes());
-    })
+    let write = |buffer: &mut Vec<u8>| {
+        envelope(buffer, id, command, |buffer| {
+            buffer.extend_from_slice(payload.as_bytes());
+        });
+    };
+    if plain_len(command.as_bytes()) < command.len() {
+        return TextFrame::build(write);
+    }
+    let id_len = id.map_or(0, |id| r#""id":,"#.len() + digits(id));
+    let len = id_len + r#"{"command":"","payload":}"#.len() + command.len() + payload.len();
+    TextFrame::build_exact(len, write)
 }
 
-fn frame(
+fn frame(id: Option<u32>, command: &str, payload: impl FnOnce(&mut Vec<u8>)) -> TextFrame {
+    TextFrame::build(|buffer| envelope(buffer, id, command, payload))
+}
+
+fn envelope(
+    buffer: &mut Vec<u8>,
     id: Option<u32>,
     command: &str,
-    payload_len: usize,
-    payload: impl FnOnce(&mut BytesMut),
-) -> TextFrame {
-    TextFrame::build(ENVELOPE + command.len() + payload_len, |buffer| {
-        match id {
-            Some(id) => {
-                buffer.extend_from_slice(b"{\"id\":");
-                integer(buffer, id);
-                buffer.extend_from_slice(b",\"command\":");
-            }
-            None => buffer.extend_from_slice(b"{\"command\":"),
+    payload: impl FnOnce(&mut Vec<u8>),
+) {
+    match id {
+        Some(id) => {
+            buffer.extend_from_slice(b"{\"id\":");
+            integer(buffer, id);
+            buffer.extend_from_slice(b",\"command\":");
         }
-        string(buffer, command);
-        buffer.extend_from_slice(b",\"payload\":");
-        payload(buffer);
-        buffer.extend_from_slice(b"}");
-    })
+        None => buffer.extend_from_slice(b"{\"command\":"),
+    }
+    string(buffer, command);
+    buffer.extend_from_slice(b",\"payload\":");
+    payload(buffer);
+    buffer.extend_from_slice(b"}");
 }
 
-fn integer(buffer: &mut BytesMut, mut value: u32) {
+/// How many digits a number has.
+fn digits(value: u32) -> usize {
+    value.checked_ilog10().unwrap_or(0) as usize + 1
+}
+
+fn integer(buffer: &mut Vec<u8>, mut value: u32) {
     let mut digits = [0; 10];
     let mut start = digits.len();
     for digit in digits.iter_mut().rev() {
@@ -166,7 +171,7 @@ fn integer(buffer: &mut BytesMut, mut value: u32) {
 }
 
 /// Appends a string with its quotes, copying from one byte that needs an escape to the next.
-fn string(buffer: &mut BytesMut, text: &str) {
+fn string(buffer: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut rest = text.as_bytes();
     buffer.extend_from_slice(b"\"");
@@ -192,25 +197,6 @@ fn string(buffer: &mut BytesMut, text: &str) {
         rest = after;
     }
     buffer.extend_from_slice(b"\"");
-}
-
-/// Where the serialiser writes to; it never fails.
-struct Sink<'a>(&'a mut BytesMut);
-
-impl io::Write for Sink<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

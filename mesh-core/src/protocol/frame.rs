@@ -98,6 +98,16 @@ pub fn parse(text: &str, nesting_max: usize) -> Result<Frame<'_>, FrameError> {
     })
 }
 
+/// Checks that a text is one JSON value, and gives it without the whitespace around it.
+#[cfg(feature = "driver")]
+pub(crate) fn check_json(text: &str, nesting_max: usize) -> Result<&str, FrameError> {
+    let mut scanner = Scanner::new(text);
+    scanner.whitespace();
+    let value = scanner.value(0, nesting_max)?;
+    scanner.end()?;
+    Ok(value)
+}
+
 /// Reads a JSON value that must be an unsigned 32-bit integer. The grammar has ruled out a plus and leading zeros.
 fn integer(value: &str) -> Result<u32, FrameError> {
     value.parse().map_err(|_| FrameError::IdInvalid)

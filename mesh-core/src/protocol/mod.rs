@@ -18,5 +18,7 @@ pub mod payload;
 pub use dialect::Dialect;
 pub use encode::EncodeError;
 pub use error::{CommandError, codes};
+#[cfg(feature = "driver")]
+pub(crate) use frame::check_json;
 pub use frame::{Frame, FrameError, parse};
 pub use limits::Limits;

@@ -1,9 +1,18 @@
 //! Messages in, and the text frame that is encoded once for any number of recipients.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::cell::Cell;
+
+use bytes::Bytes;
 
 /// The longest header of a frame from a server: two bytes and a 64-bit length.
 const HEADER_MAX: usize = 10;
+
+/// A scratch buffer that grew beyond this is not kept.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
+
+thread_local! {
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// A text message is one frame with FIN set.
 const TEXT: u8 = 0x81;
@@ -34,26 +43,40 @@ pub struct TextFrame(Bytes);
 impl TextFrame {
     /// Encodes a text that is at hand whole.
     pub fn new(text: &str) -> Self {
-        Self::build(text.len(), |buffer| {
-            buffer.extend_from_slice(text.as_bytes());
-        })
+        Self::build_exact(text.len(), |wire| wire.extend_from_slice(text.as_bytes()))
     }
 
-    /// Lets `write` append the text right behind the room for the header, so that nothing is copied twice.
+    /// Lets `write` append a text whose length nobody knows yet.
     ///
     /// `write` must append UTF-8 only; what is not would reach the peer as a broken message.
-    /// `len_hint` is the expected length of the text in bytes.
-    pub(crate) fn build(len_hint: usize, write: impl FnOnce(&mut BytesMut)) -> Self {
-        let mut buffer = BytesMut::with_capacity(HEADER_MAX + len_hint);
-        buffer.resize(HEADER_MAX, 0);
-        write(&mut buffer);
-        let (header, len) = header(TEXT, buffer.len() - HEADER_MAX);
+    pub(crate) fn build(write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        // One buffer per thread for what grows, one allocation of the right size for what stays.
+        let mut scratch = SCRATCH.take();
+        scratch.resize(HEADER_MAX, 0);
+        write(&mut scratch);
+        let (header, len) = header(TEXT, scratch.len() - HEADER_MAX);
         let start = HEADER_MAX - len;
-        buffer[start..HEADER_MAX].copy_from_slice(&header[..len]);
-        // Not a slice of it: a second handle would cost a count on the heap.
-        let mut wire = buffer.freeze();
-        wire.advance(start);
-        Self(wire)
+        scratch[start..HEADER_MAX].copy_from_slice(&header[..len]);
+        let frame = Self(Bytes::copy_from_slice(&scratch[start..]));
+        if scratch.capacity() <= SCRATCH_BYTES_MAX {
+            scratch.clear();
+            SCRATCH.set(scratch);
+        }
+        frame
+    }
+
+    /// The same for a text that will have exactly `len` bytes; it is written where it stays.
+    pub(crate) fn build_exact(len: usize, write: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let (header, header_len) = header(TEXT, len);
+        let mut wire = Vec::with_capacity(header_len + len);
+        wire.extend_from_slice(&header[..header_len]);
+        write(&mut wire);
+        debug_assert_eq!(
+            wire.len(),
+            header_len + len,
+            "the length that was announced"
+        );
+        Self(wire.into())
     }
 
     /// The frame as a server sends it.
