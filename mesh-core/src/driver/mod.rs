@@ -12,6 +12,7 @@ mod dispatch;
 mod error;
 mod handler;
 mod hooks;
+pub mod inside;
 mod mesh;
 mod metadata;
 mod pattern;

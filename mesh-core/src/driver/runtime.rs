@@ -1,6 +1,6 @@
 //! What a driver cannot do for itself: time, tasks and entropy.
 
-use std::{fmt::Debug, future::Future, pin::Pin, time::Instant};
+use std::{fmt::Debug, future::Future, io, pin::Pin, sync::Arc, time::Instant};
 
 /// A boxed task, ready to be spawned.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
@@ -25,6 +25,20 @@ pub trait Runtime: Debug + Send + Sync + 'static {
 
     /// Fresh entropy, drawn once per machine and passed to its constructor.
     fn seed(&self) -> [u8; 32];
+
+    /// Whether the current thread is one of this kind of runtime's, where nothing may block. Default: no.
+    fn inside(&self) -> bool {
+        false
+    }
+
+    /// A runtime of the same kind on a thread of its own, which ends once its last task and its last handle are gone. Sockets and
+    /// timers that a task makes there are driven there.
+    ///
+    /// # Errors
+    /// The thread cannot be started, or this runtime has no such thing (the default).
+    fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A timer of a [`Runtime`]: a future that is ready once its deadline has passed.
