@@ -6,7 +6,11 @@ use std::{
 };
 
 use mesh_core::{
-    protocol::{self, encode},
+    protocol::{
+        self,
+        builtin::{ChannelRef, SubscriptionMessage},
+        encode, names,
+    },
     websocket::{CloseCode, TextFrame},
 };
 
@@ -20,7 +24,6 @@ use crate::{
     desired::{Desired, Op, OpKind, Target},
     liveness::Liveness,
     queue::{Command, Queue},
-    shapes,
     time::{TICK, after},
 };
 
@@ -506,48 +509,60 @@ impl<T> Client<T> {
         let State::Online(online) = &mut self.state else {
             return;
         };
-        match (name, self.config.dialect.strip(name)) {
-            ("ping", _) => {
+        let understood = match (name, self.config.dialect.strip(name)) {
+            (names::PING, _) => {
                 online.liveness.handle_ping(now);
-                self.answer("pong");
+                self.answer(names::PONG);
+                true
             }
-            ("latency:request", _) => self.answer("latency:response"),
-            ("latency", _) => {
-                let latency = payload
-                    .parse()
-                    .ok()
-                    .map(|ms: f64| Duration::try_from_secs_f64(ms / 1_000.0));
-                match latency {
-                    Some(Ok(latency)) => self.actions.push_back(Action::Latency(latency)),
-                    _ => self.stats.frames_malformed += 1,
-                }
+            (names::LATENCY_REQUEST, _) => {
+                self.answer(names::LATENCY_RESPONSE);
+                true
             }
-            (_, Some("assign-id")) => match serde_json::from_str(payload) {
-                Ok(id) => self.connection_id = Some(id),
-                Err(_) => self.stats.frames_malformed += 1,
-            },
-            (_, Some(bare @ ("gap" | "subscription-message"))) => {
-                let Ok(event) = serde_json::from_str::<shapes::ChannelEvent>(payload) else {
-                    self.stats.frames_malformed += 1;
-                    return;
-                };
-                let (channel, message) = (event.channel, event.message);
-                let found = self
-                    .desired
-                    .dispatch(&channel, &mut self.actions, |subscription| match bare {
-                        "gap" => Action::Gap { subscription },
-                        _ => Action::ChannelMessage {
-                            subscription,
-                            message: message.clone(),
-                        },
+            (names::LATENCY, _) => {
+                let seconds = payload.parse().map_or(-1.0, |ms: f64| ms / 1_000.0);
+                let latency = Duration::try_from_secs_f64(seconds).ok();
+                self.actions.extend(latency.map(Action::Latency));
+                latency.is_some()
+            }
+            (_, Some(names::ASSIGN_ID)) => {
+                let id = serde_json::from_str(payload);
+                let understood = id.is_ok();
+                self.connection_id = id.ok().or_else(|| self.connection_id.take());
+                understood
+            }
+            (_, Some(names::GAP)) => {
+                let gap = serde_json::from_str::<ChannelRef<'_>>(payload);
+                gap.is_ok_and(|gap| {
+                    self.dispatch(&gap.channel, |subscription| Action::Gap { subscription });
+                    true
+                })
+            }
+            (_, Some(names::SUBSCRIPTION_MESSAGE)) => {
+                let message = serde_json::from_str::<SubscriptionMessage<'_>>(payload);
+                message.is_ok_and(|SubscriptionMessage { channel, message }| {
+                    self.dispatch(&channel, |subscription| Action::ChannelMessage {
+                        subscription,
+                        message: message.clone().into_owned(),
                     });
-                self.stats.messages_unclaimed += u64::from(!found);
+                    true
+                })
             }
-            _ => self.actions.push_back(Action::Event {
-                name: name.to_owned(),
-                payload: payload.to_owned(),
-            }),
-        }
+            _ => {
+                self.actions.push_back(Action::Event {
+                    name: name.to_owned(),
+                    payload: payload.to_owned(),
+                });
+                true
+            }
+        };
+        self.stats.frames_malformed += u64::from(!understood);
+    }
+
+    /// Hands something to each subscriber of a channel.
+    fn dispatch(&mut self, channel: &str, action: impl Fn(SubscriptionId) -> Action<T>) {
+        let found = self.desired.dispatch(channel, &mut self.actions, action);
+        self.stats.messages_unclaimed += u64::from(!found);
     }
 
     /// Answers a probe. Without an id: no reply comes that could free one.

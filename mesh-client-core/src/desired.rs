@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_core::protocol::Dialect;
+use mesh_core::protocol::{Dialect, names};
 
 use self::entry::{Entry, Kept, Subscriber};
 use crate::{
@@ -196,21 +196,23 @@ impl<T> Desired<T> {
     ) -> (String, String) {
         let (name, payload) = match (target, &op.kind) {
             (Target::Channel(channel), OpKind::Unsubscribe(_)) => {
-                ("unsubscribe-channel", shapes::channel(channel))
+                (names::UNSUBSCRIBE_CHANNEL, shapes::channel(channel))
             }
             (
                 Target::Channel(channel),
                 OpKind::Restore { limit } | OpKind::Subscribe { limit, .. },
-            ) => ("subscribe-channel", shapes::subscribe(channel, *limit)),
-            (Target::Channel(channel), _) => ("subscribe-channel", shapes::subscribe(channel, 0)),
-            (Target::Room(room), OpKind::Leave(_)) => ("leave-room", shapes::room(room)),
-            (Target::Room(room), _) => ("join-room", shapes::room(room)),
+            ) => (names::SUBSCRIBE_CHANNEL, shapes::subscribe(channel, *limit)),
+            (Target::Channel(channel), _) => {
+                (names::SUBSCRIBE_CHANNEL, shapes::subscribe(channel, 0))
+            }
+            (Target::Room(room), OpKind::Leave(_)) => (names::LEAVE_ROOM, shapes::room(room)),
+            (Target::Room(room), _) => (names::JOIN_ROOM, shapes::room(room)),
             (Target::Metadata, kind) => {
                 let json = match (kind, &self.metadata.kept) {
                     (OpKind::SetMetadata { json, .. }, _) | (_, Kept::Metadata(Some(json))) => json,
                     _ => "null",
                 };
-                ("set-my-connection-metadata", shapes::metadata(json))
+                (names::SET_MY_CONNECTION_METADATA, shapes::metadata(json))
             }
         };
         (dialect.name(name), payload)

@@ -1,30 +1,16 @@
 //! The JSON of the built-in commands and events, as a client sees it (`protocol.md`, sections 4 and 5).
 
-use mesh_core::protocol::{CommandError, codes};
+use mesh_core::protocol::{
+    CommandError,
+    builtin::{ChannelRef, RoomRef, SubscribeChannel},
+    codes,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::action::Refusal;
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Subscribe<'a> {
-    channel: &'a str,
-    #[serde(skip_serializing_if = "is_zero")]
-    history_limit: u32,
-}
-
-#[derive(Serialize)]
-struct Channel<'a> {
-    channel: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Room<'a> {
-    room_name: &'a str,
-}
-
+/// The replies of all commands that grant something. `present` is raw: its shape differs between dialects.
 #[derive(Deserialize)]
 struct Answer<'a> {
     success: bool,
@@ -40,37 +26,26 @@ pub(crate) struct Grant {
     pub(crate) present: String,
 }
 
-/// The payload of an event about a channel.
-#[derive(Deserialize)]
-pub(crate) struct ChannelEvent {
-    pub(crate) channel: String,
-    #[serde(default)]
-    pub(crate) message: String,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "serde asks for a reference"
-)]
-fn is_zero(limit: &u32) -> bool {
-    *limit == 0
-}
-
 pub(crate) fn subscribe(channel: &str, history_limit: u32) -> String {
-    json(&Subscribe {
-        channel,
-        history_limit,
+    json(&SubscribeChannel {
+        channel: channel.into(),
+        history_limit: (history_limit > 0).then_some(history_limit as usize),
     })
 }
 
 pub(crate) fn channel(channel: &str) -> String {
-    json(&Channel { channel })
+    json(&ChannelRef {
+        channel: channel.into(),
+    })
 }
 
 pub(crate) fn room(room_name: &str) -> String {
-    json(&Room { room_name })
+    json(&RoomRef {
+        room_name: room_name.into(),
+    })
 }
 
+/// `metadata` is JSON already, and travels as it is.
 pub(crate) fn metadata(metadata: &str) -> String {
     format!("{{\"metadata\":{metadata}}}")
 }
