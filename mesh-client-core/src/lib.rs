@@ -10,6 +10,8 @@ mod client;
 mod config;
 mod correlation;
 mod desired;
+#[cfg(feature = "driver")]
+pub mod driver;
 mod liveness;
 mod queue;
 mod shapes;

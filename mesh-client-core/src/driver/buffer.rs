@@ -1,0 +1,153 @@
+//! What waits for a reader that is slower than the server.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+
+use super::shared::Lock;
+
+/// Items that wait in one stream at most; over it the oldest are dropped, and the reader is told.
+pub(crate) const ITEMS_MAX: usize = 1_024;
+
+/// Bytes that wait in one stream at most; one item is always kept.
+pub(crate) const BYTES_MAX: usize = 4 << 20;
+
+/// A bounded queue with one reader.
+pub(crate) struct Buffer<T, E = ()> {
+    state: Lock<State<T, E>>,
+    waker: AtomicWaker,
+}
+
+struct State<T, E> {
+    items: VecDeque<(T, usize)>,
+    bytes: usize,
+    lost: u64,
+    end: Option<E>,
+}
+
+/// What the reader gets.
+#[derive(Debug, Eq, PartialEq)]
+pub(crate) enum Received<T> {
+    Item(T),
+    /// This many were dropped here.
+    Lost(u64),
+}
+
+impl<T, E: Clone> Buffer<T, E> {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: Lock::new(State {
+                items: VecDeque::new(),
+                bytes: 0,
+                lost: 0,
+                end: None,
+            }),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    /// Adds an item that takes `bytes`. Does nothing after the end.
+    pub(crate) fn push(&self, item: T, bytes: usize) {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return;
+        }
+        while state.items.len() >= ITEMS_MAX
+            || (state.bytes + bytes > BYTES_MAX && !state.items.is_empty())
+        {
+            if let Some((_, bytes)) = state.items.pop_front() {
+                state.bytes -= bytes;
+                state.lost += 1;
+            }
+        }
+        state.bytes += bytes;
+        state.items.push_back((item, bytes));
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// Nothing more comes; what is there can still be read.
+    pub(crate) fn end(&self, end: E) {
+        self.state.lock().end.get_or_insert(end);
+        self.waker.wake();
+    }
+
+    /// Nothing more comes, and nothing more can be read.
+    pub(crate) fn clear(&self, end: E) {
+        let mut state = self.state.lock();
+        state.end.get_or_insert(end);
+        state.items.clear();
+        (state.bytes, state.lost) = (0, 0);
+    }
+
+    /// How it ended, if it did.
+    pub(crate) fn ended(&self) -> Option<E> {
+        self.state.lock().end.clone()
+    }
+
+    pub(crate) fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Option<Received<T>>> {
+        self.waker.register(cx.waker());
+        let mut state = self.state.lock();
+        if state.lost > 0 {
+            return Poll::Ready(Some(Received::Lost(std::mem::take(&mut state.lost))));
+        }
+        match state.items.pop_front() {
+            Some((item, bytes)) => {
+                state.bytes -= bytes;
+                Poll::Ready(Some(Received::Item(item)))
+            }
+            None if state.end.is_some() => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<T, E> fmt::Debug for Buffer<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffer")
+            .field("items", &self.state.lock().items.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(buffer: &Buffer<usize>) -> Poll<Option<Received<usize>>> {
+        buffer.poll_next(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[test]
+    fn the_oldest_give_way_and_the_reader_is_told() {
+        let buffer = Buffer::new();
+        for n in 0..ITEMS_MAX + 3 {
+            buffer.push(n, 1);
+        }
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Lost(3))));
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(3))));
+        buffer.push(7, BYTES_MAX + 1);
+        assert_eq!(
+            read(&buffer),
+            Poll::Ready(Some(Received::Lost(ITEMS_MAX as u64 - 1)))
+        );
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(7))));
+        assert_eq!(read(&buffer), Poll::Pending);
+    }
+
+    #[test]
+    fn what_is_there_is_read_before_the_end() {
+        let buffer = Buffer::new();
+        buffer.push(1, 1);
+        buffer.end(());
+        buffer.push(2, 1);
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(1))));
+        assert_eq!(read(&buffer), Poll::Ready(None));
+        buffer.push(3, 1);
+        assert_eq!(read(&buffer), Poll::Ready(None));
+    }
+}

@@ -1,0 +1,487 @@
+//! A runtime with a simulated clock and a scripted network.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    future::Future,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::BoxFuture;
+use mesh_core::{
+    driver::{CloseFrame, Runtime, Socket, SocketError, Task, Timer},
+    protocol::parse,
+    websocket::{CloseCode, Message, TextFrame},
+};
+
+use super::{ConnectError, ConnectRequest, Connector};
+use crate::time::origin;
+
+/// One thread, one clock. Time passes only when everything waits for it.
+pub(crate) struct Sim {
+    state: Mutex<SimState>,
+    woken: Arc<Woken>,
+}
+
+struct SimState {
+    now: Instant,
+    tasks: Vec<Option<Task>>,
+    timers: BTreeMap<u64, Instant>,
+    next: u64,
+    seed: u8,
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Sim {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(SimState {
+                now: origin(),
+                tasks: Vec::new(),
+                timers: BTreeMap::new(),
+                next: 0,
+                seed: 0,
+            }),
+            woken: Arc::default(),
+        })
+    }
+
+    pub(crate) fn runtime(self: &Arc<Self>) -> Arc<dyn Runtime> {
+        Arc::new(SimRuntime(Arc::clone(self)))
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.state.lock().unwrap().now
+    }
+
+    /// Tasks that have not ended.
+    pub(crate) fn tasks(&self) -> usize {
+        self.state.lock().unwrap().tasks.len()
+    }
+
+    /// What a runtime does when it shuts down.
+    pub(crate) fn drop_tasks(&self) {
+        let tasks = std::mem::take(&mut self.state.lock().unwrap().tasks);
+        drop(tasks);
+    }
+
+    /// Polls every task once. Returns whether one was woken meanwhile.
+    pub(crate) fn poll_tasks(&self) -> bool {
+        self.woken.0.store(false, Ordering::Release);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        let mut cx = Context::from_waker(&waker);
+        let mut index = 0;
+        loop {
+            let Some(mut task) = self
+                .state
+                .lock()
+                .unwrap()
+                .tasks
+                .get_mut(index)
+                .map(Option::take)
+            else {
+                break;
+            };
+            if task
+                .as_mut()
+                .is_some_and(|task| task.as_mut().poll(&mut cx).is_ready())
+            {
+                task = None;
+            }
+            self.state.lock().unwrap().tasks[index] = task;
+            index += 1;
+        }
+        self.state.lock().unwrap().tasks.retain(Option::is_some);
+        self.woken.0.load(Ordering::Acquire)
+    }
+
+    /// Runs everything until `future` is ready, letting time pass as it is waited for.
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        let mut future = pin!(future);
+        let waker = Waker::from(Arc::clone(&self.woken));
+        for _ in 0..1_000_000 {
+            self.woken.0.store(false, Ordering::Release);
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return output;
+            }
+            let woken = self.woken.0.load(Ordering::Acquire);
+            if self.poll_tasks() || woken {
+                continue;
+            }
+            let mut state = self.state.lock().unwrap();
+            let next = state.timers.values().copied().min();
+            state.now = next.expect("everything waits for ever");
+        }
+        panic!("the tasks spin");
+    }
+
+    /// Lets time pass.
+    pub(crate) fn sleep(self: &Arc<Self>, duration: Duration) {
+        let timer = SimTimer::new(self, self.now() + duration);
+        self.block_on(timer);
+        while self.poll_tasks() {}
+    }
+
+    /// Runs what can run without time passing.
+    pub(crate) fn settle(self: &Arc<Self>) {
+        while self.poll_tasks() {}
+    }
+}
+
+struct SimRuntime(Arc<Sim>);
+
+impl fmt::Debug for SimRuntime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SimRuntime")
+    }
+}
+
+impl Runtime for SimRuntime {
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>> {
+        Box::pin(SimTimer::new(&self.0, deadline))
+    }
+
+    fn spawn(&self, task: Task) {
+        self.0.state.lock().unwrap().tasks.push(Some(task));
+        self.0.woken.0.store(true, Ordering::Release);
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        let mut state = self.0.state.lock().unwrap();
+        state.seed += 1;
+        [state.seed; 32]
+    }
+}
+
+struct SimTimer {
+    sim: Arc<Sim>,
+    id: u64,
+    deadline: Instant,
+}
+
+impl SimTimer {
+    fn new(sim: &Arc<Sim>, deadline: Instant) -> Self {
+        let mut state = sim.state.lock().unwrap();
+        state.next += 1;
+        let id = state.next;
+        drop(state);
+        let sim = Arc::clone(sim);
+        Self { sim, id, deadline }
+    }
+}
+
+impl Future for SimTimer {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.sim.state.lock().unwrap();
+        if state.now >= self.deadline {
+            state.timers.remove(&self.id);
+            return Poll::Ready(());
+        }
+        state.timers.insert(self.id, self.deadline);
+        Poll::Pending
+    }
+}
+
+impl Timer for SimTimer {
+    fn reset(mut self: Pin<&mut Self>, deadline: Instant) {
+        self.deadline = deadline;
+    }
+}
+
+impl Drop for SimTimer {
+    fn drop(&mut self) {
+        self.sim.state.lock().unwrap().timers.remove(&self.id);
+    }
+}
+
+/// What an attempt to connect meets.
+#[derive(Clone, Debug)]
+pub(crate) enum Meets {
+    Failure(ConnectError),
+    Nothing,
+    Server,
+}
+
+type Serve = Box<dyn Fn(&Wire, &str) + Send + Sync>;
+
+/// A network with one server, scripted by the test.
+#[derive(Clone)]
+pub(crate) struct Net(Arc<Mutex<NetState>>);
+
+struct NetState {
+    script: VecDeque<Meets>,
+    otherwise: Meets,
+    requests: Vec<ConnectRequest>,
+    wires: Vec<Wire>,
+    serve: Arc<Serve>,
+}
+
+/// One connection, seen from the server.
+#[derive(Clone)]
+pub(crate) struct Wire(Arc<Mutex<WireState>>);
+
+#[derive(Default)]
+struct WireState {
+    incoming: VecDeque<Incoming>,
+    sent: Vec<String>,
+    blocked: bool,
+    close: Option<CloseFrame>,
+    gone: bool,
+    waker: Option<Waker>,
+}
+
+enum Incoming {
+    Binary,
+    Close(Option<CloseCode>),
+    Cut,
+    Text(String),
+}
+
+impl Net {
+    /// A server that does `serve` with each frame.
+    pub(crate) fn new(serve: impl Fn(&Wire, &str) + Send + Sync + 'static) -> Self {
+        let serve: Serve = Box::new(serve);
+        Self(Arc::new(Mutex::new(NetState {
+            script: VecDeque::new(),
+            otherwise: Meets::Server,
+            requests: Vec::new(),
+            wires: Vec::new(),
+            serve: Arc::new(serve),
+        })))
+    }
+
+    /// A server that grants everything and replies each command's own payload.
+    pub(crate) fn kind() -> Self {
+        Self::new(Wire::grant)
+    }
+
+    pub(crate) fn connector(&self) -> Arc<dyn Connector> {
+        Arc::new(self.clone())
+    }
+
+    pub(crate) fn script(&self, meets: impl IntoIterator<Item = Meets>) {
+        self.0.lock().unwrap().script.extend(meets);
+    }
+
+    /// What attempts meet once the script is over.
+    pub(crate) fn otherwise(&self, meets: Meets) {
+        self.0.lock().unwrap().otherwise = meets;
+    }
+
+    pub(crate) fn requests(&self) -> Vec<ConnectRequest> {
+        self.0.lock().unwrap().requests.clone()
+    }
+
+    /// What the next attempt meets; `None` for nothing.
+    fn meet(&self, request: ConnectRequest) -> Option<Result<Box<dyn Socket>, ConnectError>> {
+        let mut state = self.0.lock().unwrap();
+        state.requests.push(request);
+        match state
+            .script
+            .pop_front()
+            .unwrap_or_else(|| state.otherwise.clone())
+        {
+            Meets::Failure(error) => Some(Err(error)),
+            Meets::Nothing => None,
+            Meets::Server => {
+                let wire = Wire(Arc::default());
+                state.wires.push(wire.clone());
+                let serve = Arc::clone(&state.serve);
+                Some(Ok(Box::new(ScriptedSocket { wire, serve })))
+            }
+        }
+    }
+
+    /// The n-th connection, counted from 0.
+    pub(crate) fn wire(&self, n: usize) -> Wire {
+        self.0.lock().unwrap().wires[n].clone()
+    }
+
+    pub(crate) fn wires(&self) -> usize {
+        self.0.lock().unwrap().wires.len()
+    }
+}
+
+impl Wire {
+    pub(crate) fn text(&self, text: impl Into<String>) {
+        self.push(Incoming::Text(text.into()));
+    }
+
+    pub(crate) fn binary(&self) {
+        self.push(Incoming::Binary);
+    }
+
+    pub(crate) fn close(&self, code: CloseCode) {
+        self.push(Incoming::Close(Some(code)));
+    }
+
+    /// The network goes, without a word.
+    pub(crate) fn cut(&self) {
+        self.push(Incoming::Cut);
+    }
+
+    /// Whether the transport takes nothing for now.
+    pub(crate) fn block(&self, blocked: bool) {
+        let mut state = self.0.lock().unwrap();
+        state.blocked = blocked;
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// The frames that the client sent so far.
+    pub(crate) fn sent(&self) -> Vec<String> {
+        self.0.lock().unwrap().sent.clone()
+    }
+
+    /// The close frame that the client sent.
+    pub(crate) fn closed(&self) -> Option<CloseCode> {
+        self.0
+            .lock()
+            .unwrap()
+            .close
+            .as_ref()
+            .map(|frame| frame.code)
+    }
+
+    /// Whether the client let go of the socket.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.0.lock().unwrap().gone
+    }
+
+    pub(crate) fn grant(&self, text: &str) {
+        let frame = parse(text, 64).unwrap();
+        let Some(id) = frame.id else {
+            return;
+        };
+        let name = &*frame.command;
+        let payload = match name {
+            "mesh/subscribe-channel" => r#"{"success":true,"history":["b","a"]}"#,
+            "mesh/unsubscribe-channel" => "true",
+            "mesh/join-room" => r#"{"success":true,"present":["me"]}"#,
+            "mesh/leave-room" | "mesh/set-my-connection-metadata" => r#"{"success":true}"#,
+            _ => frame.payload,
+        };
+        self.text(format!(
+            r#"{{"id":{id},"command":"{name}","payload":{payload}}}"#
+        ));
+    }
+
+    fn push(&self, incoming: Incoming) {
+        let mut state = self.0.lock().unwrap();
+        state.incoming.push_back(incoming);
+        if let Some(waker) = state.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Net")
+    }
+}
+
+impl Connector for Net {
+    fn connect(
+        &self,
+        request: ConnectRequest,
+    ) -> BoxFuture<'_, Result<Box<dyn Socket>, ConnectError>> {
+        match self.meet(request) {
+            Some(result) => Box::pin(std::future::ready(result)),
+            None => Box::pin(std::future::pending()),
+        }
+    }
+}
+
+struct ScriptedSocket {
+    wire: Wire,
+    serve: Arc<Serve>,
+}
+
+impl Socket for ScriptedSocket {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        receive: &mut dyn FnMut(Message<'_>),
+    ) -> Poll<Result<(), SocketError>> {
+        let mut state = self.wire.0.lock().unwrap();
+        let Some(incoming) = state.incoming.pop_front() else {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        drop(state);
+        match incoming {
+            Incoming::Binary => receive(Message::Binary(&[1])),
+            Incoming::Text(text) => receive(Message::Text(&text)),
+            Incoming::Cut => return Poll::Ready(Err(SocketError::Gone)),
+            Incoming::Close(code) => {
+                let reason = String::new();
+                return Poll::Ready(Err(SocketError::Closed(
+                    code.map(|code| CloseFrame { code, reason }),
+                )));
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<TextFrame>,
+    ) -> Poll<Result<(), SocketError>> {
+        loop {
+            let mut state = self.wire.0.lock().unwrap();
+            if state.blocked {
+                state.waker = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+            let Some(frame) = queue.pop_front() else {
+                return Poll::Ready(Ok(()));
+            };
+            state.sent.push(frame.text().to_owned());
+            drop(state);
+            (self.serve)(&self.wire, frame.text());
+        }
+    }
+
+    fn poll_close(
+        &mut self,
+        cx: &mut Context<'_>,
+        close: &CloseFrame,
+    ) -> Poll<Result<(), SocketError>> {
+        let mut state = self.wire.0.lock().unwrap();
+        if state.blocked {
+            state.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        state.close.get_or_insert_with(|| close.clone());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for ScriptedSocket {
+    fn drop(&mut self) {
+        self.wire.0.lock().unwrap().gone = true;
+    }
+}

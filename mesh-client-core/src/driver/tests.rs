@@ -1,0 +1,695 @@
+//! The client over a scripted network and a simulated clock.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use mesh_core::{
+    protocol::{CommandError, parse},
+    websocket::CloseCode,
+};
+use serde::Deserialize;
+
+use super::{
+    ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, MeshClient,
+    SubscriptionEnd,
+    testing::{Meets, Net, Sim, Wire},
+};
+use crate::Status;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn builder() -> ClientBuilder {
+    MeshClient::builder("ws://localhost:1")
+}
+
+fn connect(net: &Net) -> (Arc<Sim>, MeshClient) {
+    let sim = Sim::new();
+    let client = sim
+        .block_on(builder().connect_on(sim.runtime(), net.connector()))
+        .unwrap();
+    (sim, client)
+}
+
+fn id(frame: &str) -> u32 {
+    parse(frame, 64).unwrap().id.unwrap()
+}
+
+fn refused(status: u16) -> Meets {
+    Meets::Failure(ConnectError::Refused {
+        status,
+        body: "go away".to_owned(),
+    })
+}
+
+/// Replies to nothing.
+fn mute() -> Net {
+    Net::new(|_, _| {})
+}
+
+#[test]
+fn a_command_is_called_and_its_reply_typed() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let reply: Vec<u32> = sim
+        .block_on(client.command("echo", [1, 2]).into_future())
+        .unwrap();
+    assert_eq!(reply, [1, 2]);
+    assert_eq!(
+        net.wire(0).sent(),
+        [r#"{"id":0,"command":"echo","payload":[1,2]}"#]
+    );
+    let misfit: Result<u32, _> = sim.block_on(async { client.command("echo", "a").await });
+    assert!(matches!(misfit, Err(ClientError::Decode(_))), "{misfit:?}");
+    let unserialisable = std::collections::BTreeMap::from([(vec![1], 1)]);
+    let error: Result<u32, _> =
+        sim.block_on(async { client.command("echo", unserialisable).await });
+    assert!(matches!(error, Err(ClientError::Encode(_))), "{error:?}");
+}
+
+#[test]
+fn an_error_reply_is_an_error_unless_it_is_asked_for_raw() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let error = CommandError::new("no").with_code("ENO").with_name("No");
+    let json = serde_json::to_string(&error).unwrap();
+    let reply: Result<u32, _> = sim.block_on(async { client.command("x", &error).await });
+    assert_eq!(reply, Err(ClientError::Command(error.clone())));
+    assert_eq!(reply.unwrap_err().code(), Some("ENO"));
+    assert_eq!(
+        sim.block_on(async { client.command_raw("x", &error).await }),
+        Ok(json)
+    );
+}
+
+#[test]
+fn late_duplicate_and_unknown_replies_reach_nobody() {
+    let net = mute();
+    let (sim, client) = connect(&net);
+    let wire = net.wire(0);
+    let first: Result<u32, _> =
+        sim.block_on(async { client.command("x", 1).timeout(SECOND).await });
+    let after = SECOND;
+    assert_eq!(first, Err(ClientError::Timeout { after, sent: true }));
+    assert_eq!(
+        first.as_ref().unwrap_err().to_string(),
+        "Command timed out after 1000ms."
+    );
+    assert_eq!(first.unwrap_err().code(), Some("ETIMEOUT"));
+    let second = client.command::<_, u32>("x", 2).into_future();
+    sim.settle();
+    let used = id(&wire.sent()[1]);
+    assert_ne!(used, 0);
+    for (id, payload) in [(0, 10), (7, 11), (99_999, 12), (used, 2), (used, 13)] {
+        wire.text(format!(
+            r#"{{"id":{id},"command":"x","payload":{payload}}}"#
+        ));
+    }
+    assert_eq!(sim.block_on(second), Ok(2));
+    sim.settle();
+    let stats = client.stats();
+    assert_eq!((stats.replies_late, stats.replies_unknown), (1, 3));
+}
+
+#[test]
+fn a_cut_mid_reply_ends_the_command_at_once() {
+    let net = Net::new(|wire, _| wire.cut());
+    let (sim, client) = connect(&net);
+    let start = sim.now();
+    let reply: Result<u32, _> = sim.block_on(async { client.command("x", 1).await });
+    assert_eq!(reply, Err(ClientError::Disconnected));
+    assert_eq!(sim.now(), start);
+}
+
+#[test]
+fn an_idempotent_command_survives_a_cut() {
+    let tries = AtomicU32::new(0);
+    let net = Net::new(
+        move |wire, text| match tries.fetch_add(1, Ordering::Relaxed) {
+            0..3 => wire.cut(),
+            _ => wire.grant(text),
+        },
+    );
+    let (sim, client) = connect(&net);
+    assert_eq!(
+        sim.block_on(async { client.command("x", 1).idempotent().await }),
+        Ok(1)
+    );
+    assert_eq!(net.wires(), 4);
+}
+
+#[test]
+fn a_server_that_never_answers_costs_the_timeout_and_no_more() {
+    let net = mute();
+    let (sim, client) = connect(&net);
+    let start = sim.now();
+    let reply: Result<u32, _> = sim.block_on(async { client.command("x", 1).await });
+    let after = 30 * SECOND;
+    assert_eq!(reply, Err(ClientError::Timeout { after, sent: true }));
+    assert_eq!(sim.now() - start, after);
+}
+
+#[test]
+fn ping_silence_drops_the_socket_and_reconnects() {
+    let net = mute();
+    let (sim, client) = connect(&net);
+    let mut status = client.on_status();
+    sim.sleep(20 * SECOND);
+    net.wire(0).text(r#"{"command":"ping","payload":{}}"#);
+    sim.sleep(59 * SECOND);
+    assert_eq!(net.wire(0).sent(), [r#"{"command":"pong","payload":{}}"#]);
+    assert_eq!(net.wires(), 1);
+    let start = sim.now();
+    loop {
+        if sim.block_on(status.next()) == Some(Status::Reconnected) {
+            break;
+        }
+    }
+    assert!(sim.now() - start <= SECOND + Duration::from_millis(500));
+    assert!(net.wire(0).is_gone());
+    assert_eq!(net.wires(), 2);
+}
+
+#[test]
+fn a_restart_with_a_hundred_commands_queued_loses_none() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.otherwise(Meets::Failure(ConnectError::Handshake("down".into())));
+    net.wire(0).close(CloseCode::GOING_AWAY);
+    sim.settle();
+    let calls: Vec<_> = (0..100)
+        .map(|n| client.command::<_, u32>("x", n).into_future())
+        .collect();
+    sim.sleep(5 * SECOND);
+    assert_eq!(net.wires(), 1);
+    net.otherwise(Meets::Server);
+    for (n, call) in (0..).zip(calls) {
+        assert_eq!(sim.block_on(call), Ok(n));
+    }
+    assert_eq!(
+        net.wire(0).closed(),
+        Some(CloseCode::NORMAL),
+        "the close was answered"
+    );
+}
+
+#[test]
+fn the_queue_is_bounded_and_whoever_asks_fails_offline() {
+    let net = Net::kind();
+    net.otherwise(Meets::Nothing);
+    let sim = Sim::new();
+    let client = builder()
+        .offline_queue(2, 100, 3 * SECOND)
+        .build_on(sim.runtime(), net.connector())
+        .unwrap();
+    let calls: Vec<_> = (0..3)
+        .map(|n| client.command::<_, u32>("x", n).into_future())
+        .collect();
+    let results: Vec<_> = calls.into_iter().map(|call| sim.block_on(call)).collect();
+    let after = 3 * SECOND;
+    let expired = Err(ClientError::Timeout { after, sent: false });
+    assert_eq!(
+        results,
+        [expired.clone(), expired, Err(ClientError::QueueFull)]
+    );
+    let offline: Result<u32, _> =
+        sim.block_on(async { client.command("x", 1).fail_offline().await });
+    assert_eq!(offline, Err(ClientError::Offline));
+}
+
+#[test]
+fn forbidden_ends_with_the_body_and_overload_is_retried() {
+    for status in [401, 403] {
+        let net = Net::kind();
+        net.script([refused(500), refused(status)]);
+        let sim = Sim::new();
+        let result = sim.block_on(builder().connect_on(sim.runtime(), net.connector()));
+        let body = "go away".to_owned();
+        assert_eq!(result.unwrap_err(), ConnectError::Refused { status, body });
+    }
+    let net = Net::kind();
+    net.script([refused(503), Meets::Nothing, refused(503)]);
+    let (sim, client) = connect(&net);
+    assert!(client.is_online());
+    assert_eq!(net.requests().len(), 4);
+    drop((sim, client));
+}
+
+#[test]
+fn fail_fast_and_bounded_attempts_end_with_the_last_error() {
+    let net = Net::kind();
+    net.script([Meets::Nothing]);
+    let sim = Sim::new();
+    let result = sim.block_on(
+        builder()
+            .fail_fast(true)
+            .connect_on(sim.runtime(), net.connector()),
+    );
+    assert_eq!(result.unwrap_err(), ConnectError::Timeout(10 * SECOND));
+    let net = Net::kind();
+    net.otherwise(refused(502));
+    let result = sim.block_on(
+        builder()
+            .max_reconnect_attempts(3)
+            .connect_on(sim.runtime(), net.connector()),
+    );
+    assert!(
+        matches!(result, Err(ConnectError::Refused { status: 502, .. })),
+        "{result:?}"
+    );
+    assert_eq!(net.requests().len(), 4);
+    sim.settle();
+    assert_eq!(
+        sim.tasks(),
+        0,
+        "a client that is dropped leaves nothing behind"
+    );
+}
+
+#[test]
+fn what_can_never_work_is_said_at_once() {
+    let (sim, net) = (Sim::new(), Net::kind());
+    let build = |builder: ClientBuilder| {
+        builder
+            .build_on(sim.runtime(), net.connector())
+            .unwrap_err()
+    };
+    assert_eq!(
+        build(MeshClient::builder("http://a")),
+        ConnectError::InvalidUrl("http://a".into())
+    );
+    assert_eq!(
+        build(builder().header("a b", "c")),
+        ConnectError::InvalidHeader("a b".into())
+    );
+    assert!(matches!(
+        build(builder().dedicated_thread()),
+        ConnectError::Thread(_)
+    ));
+}
+
+#[test]
+fn a_token_is_asked_for_at_every_attempt_and_the_options_travel() {
+    let net = Net::kind();
+    net.script([refused(500)]);
+    let asked = Arc::new(AtomicU32::new(0));
+    let sim = Sim::new();
+    let provider = {
+        let asked = Arc::clone(&asked);
+        move || {
+            let n = asked.fetch_add(1, Ordering::Relaxed);
+            async move {
+                match n {
+                    0 => Err("not yet"),
+                    1 => panic!("a provider may panic"),
+                    _ => Ok(format!("token-{n}")),
+                }
+            }
+        }
+    };
+    let client = builder()
+        .header("x-a", "1")
+        .token_provider(provider)
+        .tls_root([1, 2])
+        .message_bytes_max(77)
+        .connect_on(sim.runtime(), net.connector());
+    sim.block_on(client).unwrap();
+    let requests = net.requests();
+    let tokens: Vec<_> = requests
+        .iter()
+        .map(|request| request.headers["authorization"].to_str().unwrap())
+        .collect();
+    assert_eq!(tokens, ["Bearer token-2", "Bearer token-3"]);
+    let request = &requests[1];
+    assert_eq!(
+        (request.headers["x-a"].to_str().unwrap(), &*request.url),
+        ("1", "ws://localhost:1")
+    );
+    assert_eq!(
+        (&request.tls_roots[..], request.message_bytes_max),
+        (&[vec![1, 2]][..], 77)
+    );
+    assert_ne!(request.seed, requests[0].seed);
+}
+
+#[test]
+fn events_are_typed_and_a_slow_reader_is_told_what_it_missed() {
+    #[derive(Debug, Deserialize, PartialEq)]
+    struct Joined {
+        id: String,
+    }
+    let (net, n) = (Net::kind(), 1_030);
+    let (sim, client) = connect(&net);
+    let mut joined = client.on::<Joined>("user-joined");
+    let mut numbers = client.on::<u32>("number");
+    let wire = net.wire(0);
+    wire.text(r#"{"command":"user-joined","payload":{"id":"a"}}"#);
+    wire.text(r#"{"command":"user-joined","payload":7}"#);
+    wire.text(r#"{"command":"another","payload":7}"#);
+    wire.text(r#"{"command":"user-joined","payload":{"id":"b"}}"#);
+    wire.binary();
+    let id = |id: &str| Some(Ok(Joined { id: id.to_owned() }));
+    assert_eq!(sim.block_on(joined.next()), id("a"));
+    assert!(matches!(
+        sim.block_on(joined.next()),
+        Some(Err(EventError::Decode(_)))
+    ));
+    assert_eq!(sim.block_on(joined.next()), id("b"));
+    for number in 0..n {
+        wire.text(format!(r#"{{"command":"number","payload":{number}}}"#));
+    }
+    sim.settle();
+    assert_eq!(
+        sim.block_on(numbers.next()),
+        Some(Err(EventError::Lagged(6)))
+    );
+    assert_eq!(sim.block_on(numbers.next()), Some(Ok(6)));
+    drop(client);
+    while sim.block_on(numbers.next()).is_some() {}
+    assert_eq!(sim.block_on(joined.next()), None);
+}
+
+#[test]
+fn callbacks_come_until_their_guard_goes_and_may_panic() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let (sender, receiver) = mpsc::channel();
+    let bad = client.on_with("e", |_: u32| panic!("a callback may panic"));
+    let guard = client.on_with("e", move |n: u32| sender.send(n).unwrap());
+    let wire = net.wire(0);
+    wire.text(r#"{"command":"e","payload":1}"#);
+    wire.text(r#"{"command":"e","payload":"no number"}"#);
+    sim.settle();
+    drop(guard);
+    wire.text(r#"{"command":"e","payload":2}"#);
+    sim.settle();
+    assert_eq!(receiver.iter().collect::<Vec<_>>(), [1]);
+    assert_eq!(sim.block_on(async { client.command("x", 1).await }), Ok(1));
+    drop(bad);
+}
+
+#[test]
+fn a_guard_may_be_dropped_with_the_callback_that_holds_it() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let held = Arc::new(Mutex::new(None));
+    let inner = client.on_with("a", |_: u32| {});
+    let also = client.on::<u32>("a");
+    let outer = {
+        let held = (Arc::clone(&held), also);
+        client.on_with("b", move |_: u32| drop(held.0.lock().unwrap().take()))
+    };
+    *held.lock().unwrap() = Some(inner);
+    net.wire(0).text(r#"{"command":"b","payload":1}"#);
+    sim.settle();
+    drop(held);
+    drop(outer);
+}
+
+#[test]
+fn latency_and_the_connections_id_come_through() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let mut latency = client.on_latency();
+    let calls = Arc::new(AtomicU32::new(0));
+    let guard = {
+        let calls = Arc::clone(&calls);
+        client.on_latency_with(move |_| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    assert_eq!(client.connection_id(), None);
+    net.wire(0)
+        .text(r#"{"command":"mesh/assign-id","payload":"me"}"#);
+    net.wire(0).text(r#"{"command":"latency","payload":2}"#);
+    assert_eq!(sim.block_on(latency.next()), Some(Duration::from_millis(2)));
+    assert_eq!(client.connection_id().as_deref(), Some("me"));
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    drop(guard);
+}
+
+fn message(wire: &Wire, channel: &str, message: &str) {
+    wire.text(format!(
+        r#"{{"command":"mesh/subscription-message","payload":{{"channel":"{channel}","message":"{message}"}}}}"#
+    ));
+}
+
+#[test]
+fn a_subscription_lives_through_a_reconnect_and_says_so() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let mut chat = sim
+        .block_on(async { client.subscribe("chat").history(3).await })
+        .unwrap();
+    assert_eq!(chat.history(), ["b", "a"]);
+    message(&net.wire(0), "chat", "c");
+    net.wire(0)
+        .text(r#"{"command":"mesh/gap","payload":{"channel":"chat"}}"#);
+    net.wire(0).cut();
+    let mut status = client.on_status();
+    let history = vec!["b".to_owned(), "a".to_owned()];
+    for event in [
+        ChannelEvent::Message("c".into()),
+        ChannelEvent::Gap,
+        ChannelEvent::Resubscribed { history },
+    ] {
+        assert_eq!(sim.block_on(chat.next()), Some(event));
+    }
+    message(&net.wire(1), "chat", "d");
+    assert_eq!(
+        sim.block_on(chat.next()),
+        Some(ChannelEvent::Message("d".into()))
+    );
+    while sim.block_on(status.next()) != Some(Status::Reconnected) {}
+    sim.block_on(chat.unsubscribe()).unwrap();
+    let sent = net.wire(1).sent();
+    assert!(sent[1].contains("mesh/unsubscribe-channel"), "{sent:?}");
+}
+
+#[test]
+fn a_refused_subscription_is_an_error_and_a_refused_resubscription_an_end() {
+    let tries = AtomicU32::new(0);
+    let net = Net::new(move |wire, text| {
+        match tries.fetch_add(1, Ordering::Relaxed) {
+        1 => wire.grant(text),
+        _ => wire.text(format!(
+            r#"{{"id":{},"command":"mesh/subscribe-channel","payload":{{"success":false,"history":[]}}}}"#,
+            id(text)
+        )),
+    }
+    });
+    let (sim, client) = connect(&net);
+    let error = sim
+        .block_on(async { client.subscribe("chat").await })
+        .unwrap_err();
+    assert_eq!(error, ClientError::NotExposed("chat".into()));
+    let mut chat = sim
+        .block_on(async { client.subscribe("chat").await })
+        .unwrap();
+    assert_eq!(chat.end(), None);
+    net.wire(0).cut();
+    assert_eq!(sim.block_on(chat.next()), None);
+    assert_eq!(
+        chat.end(),
+        Some(SubscriptionEnd::Refused(ClientError::NotExposed(
+            "chat".into()
+        )))
+    );
+}
+
+#[test]
+fn dropping_a_subscription_or_its_future_unsubscribes() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let wire = net.wire(0);
+    let first = sim.block_on(async { client.subscribe("a").await }).unwrap();
+    let second = sim.block_on(async { client.subscribe("a").await }).unwrap();
+    drop(first);
+    sim.settle();
+    assert_eq!(wire.sent().len(), 2, "the other one still needs it");
+    drop(second);
+    sim.settle();
+    assert!(
+        wire.sent()[2].contains("mesh/unsubscribe-channel"),
+        "{:?}",
+        wire.sent()
+    );
+    // A subscribe that nobody waits for any more.
+    let mut subscribe = client.subscribe("b").into_future();
+    let waker = std::task::Waker::noop();
+    assert!(
+        subscribe
+            .as_mut()
+            .poll(&mut std::task::Context::from_waker(waker))
+            .is_pending()
+    );
+    drop(subscribe);
+    sim.settle();
+    assert!(
+        wire.sent().len() == 3 || wire.sent()[4].contains("mesh/unsubscribe-channel"),
+        "{:?}",
+        wire.sent()
+    );
+}
+
+#[test]
+fn rooms_and_metadata_are_put_back() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let present: Vec<String> = sim.block_on(client.join_room("a")).unwrap();
+    assert_eq!(present, ["me"]);
+    let _: Vec<String> = sim.block_on(client.join_room("b")).unwrap();
+    sim.block_on(client.leave_room("b")).unwrap();
+    sim.block_on(client.set_metadata(&[1])).unwrap();
+    net.wire(0).cut();
+    sim.settle();
+    assert_eq!(sim.block_on(async { client.command("x", 1).await }), Ok(1));
+    let sent = net.wire(1).sent();
+    assert_eq!(sent.len(), 3, "{sent:?}");
+    let put_back = |text: &str| sent[..2].iter().any(|sent| sent.contains(text));
+    assert!(
+        put_back(r#"{"roomName":"a"}"#) && put_back(r#"{"metadata":[1]}"#),
+        "{sent:?}"
+    );
+}
+
+#[test]
+fn the_last_handle_takes_the_socket_and_the_task_with_it() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let clone = client.clone();
+    let mut status = client.on_status();
+    let mut chat = sim.block_on(async { client.subscribe("a").await }).unwrap();
+    drop(client);
+    sim.settle();
+    assert_eq!((sim.tasks(), net.wire(0).closed()), (1, None));
+    let pending = clone.command::<_, u32>("x", 1).into_future();
+    drop(clone);
+    let result = sim.block_on(pending);
+    assert!(
+        matches!(result, Err(ClientError::Disconnected | ClientError::Closed)),
+        "{result:?}"
+    );
+    sim.settle();
+    assert_eq!(
+        (sim.tasks(), net.wire(0).closed()),
+        (0, Some(CloseCode::NORMAL))
+    );
+    assert!(net.wire(0).is_gone());
+    assert_eq!(sim.block_on(chat.next()), None);
+    assert_eq!(chat.end(), Some(SubscriptionEnd::Closed));
+    assert_eq!(sim.block_on(status.next()), Some(Status::Closed));
+    assert_eq!(sim.block_on(status.next()), None);
+}
+
+#[test]
+fn close_waits_for_the_socket_at_most_two_seconds_and_the_client_can_come_back() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.wire(0).block(true);
+    let start = sim.now();
+    sim.block_on(client.close());
+    assert_eq!(sim.now() - start, 2 * SECOND);
+    assert!(net.wire(0).is_gone());
+    let closed: Result<u32, _> = sim.block_on(async { client.command("x", 1).await });
+    assert_eq!(closed, Err(ClientError::Closed));
+    sim.block_on(client.connect()).unwrap();
+    assert_eq!(sim.block_on(async { client.command("x", 1).await }), Ok(1));
+    let start = sim.now();
+    sim.block_on(client.close());
+    assert_eq!(
+        (sim.now(), net.wire(1).closed()),
+        (start, Some(CloseCode::NORMAL))
+    );
+}
+
+#[test]
+fn a_socket_that_takes_nothing_holds_a_bounded_backlog() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.wire(0).block(true);
+    let payload = "x".repeat(1 << 19);
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            client
+                .command::<_, String>("x", &payload)
+                .timeout(20 * SECOND)
+                .into_future()
+        })
+        .collect();
+    sim.settle();
+    let mut full = 0;
+    net.wire(0).block(false);
+    for call in calls {
+        match sim.block_on(call) {
+            Ok(reply) => assert_eq!(reply.len(), payload.len()),
+            Err(error) => {
+                assert_eq!(error, ClientError::QueueFull);
+                full += 1;
+            }
+        }
+    }
+    assert!(
+        (20..30).contains(&full),
+        "8 in flight and 7 in the queue fit, {full} did not"
+    );
+}
+
+#[test]
+fn a_runtime_that_goes_ends_everything() {
+    let net = mute();
+    let (sim, client) = connect(&net);
+    let call = client.command::<_, u32>("x", 1).into_future();
+    let mut events = client.on::<u32>("e");
+    sim.settle();
+    sim.drop_tasks();
+    assert_eq!(sim.block_on(call), Err(ClientError::Disconnected));
+    assert_eq!(sim.block_on(events.next()), None);
+    assert_eq!(sim.block_on(client.on::<u32>("e").next()), None);
+    assert_eq!(sim.block_on(client.connect()), Err(ConnectError::Closed));
+    assert_eq!(
+        sim.block_on(async { client.command::<_, u32>("x", 1).await }),
+        Err(ClientError::Closed)
+    );
+    sim.block_on(client.close());
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "what blocks a thread needs one")]
+fn a_blocking_call_gets_its_reply_or_its_timeout_and_fails_inside_mesh() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let thread = {
+        let client = client.clone();
+        std::thread::spawn(move || client.command_blocking::<_, u32>("x", 5, 20 * SECOND))
+    };
+    while !thread.is_finished() {
+        sim.settle();
+        std::thread::yield_now();
+    }
+    assert_eq!(thread.join().unwrap(), Ok(5));
+    // Nobody runs the client's task, and simulated time stands still.
+    let after = Duration::from_millis(20);
+    let held_up = client.command_blocking::<_, u32>("x", 5, after);
+    assert_eq!(held_up, Err(ClientError::Timeout { after, sent: true }));
+    let result = Arc::new(Mutex::new(None));
+    let guard = {
+        let (handle, result) = (client.clone(), Arc::clone(&result));
+        client.on_with("e", move |n: u32| {
+            *result.lock().unwrap() = Some(handle.command_blocking::<_, u32>("x", n, SECOND));
+        })
+    };
+    net.wire(0).text(r#"{"command":"e","payload":1}"#);
+    sim.settle();
+    let result = result.lock().unwrap().take();
+    assert!(
+        matches!(result, Some(Err(ClientError::Usage(_)))),
+        "{result:?}"
+    );
+    drop(guard);
+}
