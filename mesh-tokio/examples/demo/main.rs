@@ -1,0 +1,106 @@
+//! The demo server: everything that mesh does, for browsers, test suites and the curious.
+//!
+//! ```text
+//! cargo run --release -p mesh-tokio --example demo -- --port 8080
+//! ```
+
+mod commands;
+mod exposed;
+mod metrics;
+mod options;
+mod pages;
+
+use std::{
+    future::ready,
+    io::{Write, stderr, stdout},
+    process::ExitCode,
+    sync::Arc,
+};
+
+use mesh_tokio::{PatternError, prelude::*};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use crate::{options::Options, pages::Pages};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // On a worker of the runtime: what runs right here has a thread of its own, and every connection would be handed across.
+    match tokio::spawn(run()).await {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(message)) => {
+            let _ = writeln!(stderr(), "{message}");
+            ExitCode::from(2)
+        }
+        Err(_panicked) => ExitCode::FAILURE, // The panic hook has told why.
+    }
+}
+
+/// Serves until a signal ends it. An error is one line for whoever started it.
+async fn run() -> Result<(), String> {
+    let options = Options::read()?;
+    if options.redis.is_some() {
+        return Err("error: this build has no Redis backend".to_owned());
+    }
+    let verbosity = EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .from_env_lossy();
+    tracing_subscriber::fmt()
+        .with_env_filter(verbosity)
+        .with_writer(stderr)
+        .init();
+
+    let (host, port) = (options.host.as_str(), options.port);
+    let listener = TcpListener::bind((host, port)).await;
+    let cannot_listen = |error| format!("error: cannot listen on {host}:{port}: {error}");
+    let listener = listener.map_err(cannot_listen)?;
+    let address = listener.local_addr().map_err(cannot_listen)?;
+
+    let signals = |kind| signal(kind).map_err(|error| format!("error: no signals: {error}"));
+    let mut interrupt = signals(SignalKind::interrupt())?;
+    let mut terminate = signals(SignalKind::terminate())?;
+
+    let server = build(&options).map_err(|error| format!("error: {error}"))?;
+    let started = server.start().await;
+    started.map_err(|error| format!("error: {error}"))?;
+    let serving = tokio::spawn({
+        let server = server.clone();
+        async move { server.serve_listener(listener).await }
+    });
+    // Whoever started this may not read on, which is no reason to stop.
+    let _ = writeln!(stdout(), "listening on ws://{address}");
+
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    if let Err(error) = server.shutdown().await {
+        tracing::warn!(%error, "the backend was not told of the end");
+    }
+    drop(serving);
+    Ok(())
+}
+
+fn build(options: &Options) -> Result<MeshServer, PatternError> {
+    let pages = Arc::new(Pages::default());
+    let server = MeshServer::builder()
+        .ping_interval(options.ping_interval())
+        .latency_interval(options.latency_interval())
+        .max_missed_pongs(options.max_missed_pongs)
+        .assign_id(!options.no_assign_id)
+        .limits(|limits| options.apply(limits))
+        .http({
+            let pages = Arc::clone(&pages);
+            move |request| ready(pages.answer(&request))
+        })
+        .build();
+    Arc::clone(&pages.metrics).watch(&server);
+    // Only set here, so it was empty.
+    let _ = pages.server.set(server.clone());
+    commands::register(&server);
+    exposed::expose(&server)?;
+    Ok(server)
+}
