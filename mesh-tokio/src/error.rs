@@ -1,16 +1,23 @@
-//! What can go wrong while a program sets mesh up.
+//! One error type for a program that uses mesh.
 
 use std::io;
 
+use mesh_client_core::driver::{ClientError, ConnectError};
 use mesh_core::driver::{PatternError, ServerError};
 
 /// The result of this crate's functions, and a convenient one for a `main` that uses them.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong while a server or a client is set up.
+/// What can go wrong while a program sets up a server, or uses a client.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A call of a client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A client's connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The network, or the system below it.
     #[error(transparent)]
     Io(#[from] io::Error),

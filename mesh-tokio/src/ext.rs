@@ -1,10 +1,15 @@
 //! What tokio adds to the types that are the same on every runtime.
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, mpsc},
+};
 
 use ::http::{Request, Response};
 use bytes::Bytes;
-use mesh_core::driver::{MeshServer, MeshServerBuilder};
+use mesh_client_core::driver::{ClientBuilder, ConnectError, MeshClient};
+use mesh_core::driver::{MeshServer, MeshServerBuilder, Runtime};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, ToSocketAddrs},
@@ -13,9 +18,11 @@ use tokio::{
 #[cfg(feature = "tls")]
 use crate::tls::ServerTls;
 use crate::{
+    client::TokioConnector,
     error::Result,
     listen::{self, Security},
     runtime::TokioRuntime,
+    thread::ThreadRuntime,
     upgraded::{self, ConnectInfo},
 };
 
@@ -148,5 +155,105 @@ impl MeshServerExt for MeshServer {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         upgraded::serve(self.clone(), io, info).await;
+    }
+}
+
+/// Builds a client on tokio.
+pub trait ClientBuilderExt {
+    /// The client, on the runtime that the caller runs in and not connected yet.
+    ///
+    /// # Errors
+    /// A broken URL or header, or no thread where one of its own was asked for.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime; [`connect_blocking`](Self::connect_blocking) does without.
+    #[track_caller]
+    fn build(self) -> Result<MeshClient, ConnectError>;
+
+    /// The client, connected. A failed attempt is retried like any other, unless `fail_fast`.
+    ///
+    /// ```no_run
+    /// use mesh_tokio::prelude::*;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> mesh_tokio::Result<()> {
+    /// let client = MeshClient::builder("ws://127.0.0.1:8080")
+    ///     .header("cookie", "session=1")
+    ///     .connect()
+    ///     .await?;
+    /// let reply: String = client.command("echo", "Hello").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`build`](Self::build) and [`MeshClient::connect`].
+    ///
+    /// # Panics
+    /// As [`build`](Self::build), when it is first polled.
+    fn connect(self) -> impl Future<Output = Result<MeshClient, ConnectError>> + Send;
+
+    /// The same with a connector that was set up by the caller.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Panics
+    /// As [`connect`](Self::connect).
+    fn connect_with(
+        self,
+        connector: TokioConnector,
+    ) -> impl Future<Output = Result<MeshClient, ConnectError>> + Send;
+
+    /// The client, connected, for a program without a runtime: it runs on a thread of its own, which ends with its last handle.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    ///
+    /// use mesh_tokio::prelude::*;
+    ///
+    /// fn main() -> mesh_tokio::Result<()> {
+    ///     let client = MeshClient::builder("ws://127.0.0.1:8080").connect_blocking()?;
+    ///     let reply: String = client.command_blocking("echo", "Hello", Duration::from_secs(5))?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); [`ConnectError::Thread`] at once inside a tokio runtime, which it would block.
+    fn connect_blocking(self) -> Result<MeshClient, ConnectError>;
+}
+
+impl ClientBuilderExt for ClientBuilder {
+    fn build(self) -> Result<MeshClient, ConnectError> {
+        let runtime = Arc::new(TokioRuntime::current());
+        self.build_on(runtime, Arc::new(TokioConnector::new()))
+    }
+
+    async fn connect(self) -> Result<MeshClient, ConnectError> {
+        self.connect_with(TokioConnector::new()).await
+    }
+
+    async fn connect_with(self, connector: TokioConnector) -> Result<MeshClient, ConnectError> {
+        let runtime = Arc::new(TokioRuntime::current());
+        self.connect_on(runtime, Arc::new(connector)).await
+    }
+
+    fn connect_blocking(self) -> Result<MeshClient, ConnectError> {
+        let thread = |error: std::io::Error| ConnectError::Thread(error.to_string());
+        let runtime = ThreadRuntime::start().map_err(thread)?;
+        if runtime.inside() {
+            let blocks = "connect_blocking would block an async task; await connect() instead";
+            return Err(ConnectError::Thread(blocks.to_owned()));
+        }
+        let (done, is_done) = mpsc::sync_channel(1);
+        let connecting = self.connect_on(runtime.clone(), Arc::new(TokioConnector::new()));
+        runtime.spawn(Box::pin(async move {
+            // Nobody waits any more only if the caller's thread is gone.
+            let _ = done.send(connecting.await);
+        }));
+        is_done
+            .recv()
+            .unwrap_or_else(|_| Err(ConnectError::Thread("it ended".to_owned())))
     }
 }

@@ -2,7 +2,9 @@
 
 use std::{
     future::Future,
+    io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -10,6 +12,8 @@ use std::{
 use mesh_core::driver::{Runtime, Task, Timer};
 use pin_project_lite::pin_project;
 use tokio::runtime::Handle;
+
+use crate::thread::ThreadRuntime;
 
 /// The [`Runtime`] of tokio, whichever flavour the handle belongs to.
 ///
@@ -77,6 +81,14 @@ impl Runtime for TokioRuntime {
         getrandom::fill(&mut seed).expect("the operating system has no entropy to give");
         seed
     }
+
+    fn inside(&self) -> bool {
+        Handle::try_current().is_ok()
+    }
+
+    fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
+        Ok(ThreadRuntime::start()?)
+    }
 }
 
 pin_project! {
@@ -104,10 +116,7 @@ impl Timer for TokioTimer {
 #[cfg(test)]
 mod tests {
     use std::{
-        sync::{
-            Arc,
-            atomic::{AtomicBool, Ordering},
-        },
+        sync::atomic::{AtomicBool, Ordering},
         time::Duration,
     };
 
@@ -185,6 +194,16 @@ mod tests {
             done.send(()).unwrap();
         }));
         is_done.await.unwrap();
+    }
+
+    #[test]
+    fn a_thread_is_inside_only_where_tokio_runs() {
+        let tokio = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let runtime = TokioRuntime::from(tokio.handle().clone());
+        assert!(!runtime.inside());
+        assert!(tokio.block_on(async { runtime.inside() }));
     }
 
     #[tokio::test]

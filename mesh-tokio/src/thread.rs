@@ -61,6 +61,14 @@ impl Runtime for ThreadRuntime {
     fn seed(&self) -> [u8; 32] {
         self.runtime.seed()
     }
+
+    fn inside(&self) -> bool {
+        self.runtime.inside()
+    }
+
+    fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
+        Ok(Self::start()?)
+    }
 }
 
 #[cfg(test)]
