@@ -1,4 +1,50 @@
-//! mesh on tokio.
+//! mesh on tokio: a command-based WebSocket server and client.
+//!
+//! A command is a name and a JSON payload, and gets exactly one reply. Beside commands there are events, rooms, channels with
+//! history, and metadata. This crate is the adapter: sockets, timers, TLS and the HTTP front door. What decides is in
+//! `mesh-core` and `mesh-client-core`, whose types are the same on every runtime and are re-exported here.
+//!
+//! # A server
+//!
+//! ```no_run
+//! use mesh_tokio::prelude::*;
+//!
+//! #[tokio::main]
+//! async fn main() -> mesh_tokio::Result<()> {
+//!     let server = MeshServer::builder().build();
+//!     server.register_command("echo", async |ctx: Context<String>| {
+//!         Ok(format!("echo: {}", ctx.payload))
+//!     });
+//!     server.expose_channel(Pattern::regex("^chat:.+$")?);
+//!     server.listen("127.0.0.1:8080").await
+//! }
+//! ```
+//!
+//! [`MeshServerExt`] has the ways in: a listener of its own, with or without TLS, and
+//! [`upgrade`](MeshServerExt::upgrade) for a route of an HTTP server that is there already.
+//!
+//! # A client
+//!
+//! ```no_run
+//! use mesh_tokio::prelude::*;
+//!
+//! # #[tokio::main]
+//! # async fn main() -> mesh_tokio::Result<()> {
+//! let client = MeshClient::builder("ws://127.0.0.1:8080").connect().await?;
+//! let reply: String = client.command("echo", "Hello").await?;
+//! assert_eq!(reply, "echo: Hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`ClientBuilderExt`] connects; for a program without a runtime there is
+//! [`connect_blocking`](ClientBuilderExt::connect_blocking).
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! | --- | --- | --- |
+//! | `tls` | no | `wss://` for both sides, by rustls with the ring provider |
 
 mod accept;
 mod client;
@@ -40,6 +86,9 @@ pub use thread::ThreadRuntime;
 #[cfg(feature = "tls")]
 pub use tls::{ClientTls, ServerTls, TlsError};
 pub use upgraded::ConnectInfo;
+
+#[doc = include_str!("../PERFORMANCE.md")]
+pub mod performance {}
 
 /// What most programs need: `use mesh_tokio::prelude::*;`.
 pub mod prelude {
