@@ -1,1 +1,51 @@
-//! What the tests of mesh share.
+//! What the conformance suite of mesh is made of: a demo server as a process of its own, and a peer that may break
+//! every rule.
+//!
+//! The suite knows the server only by its sockets, its output and its exit code, so it runs over any adapter and
+//! any backend: `MESH_DEMO` names the program (left out: the demo of `mesh-tokio`, built first), `MESH_DEMO_ARGS`
+//! holds arguments that every start gets. Everything here blocks, with a deadline; what is not met panics, since
+//! only tests call it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper of a test that cannot go on fails the test"
+)]
+
+mod client;
+mod demo;
+mod http;
+mod wait;
+pub mod wire;
+
+pub use client::{Incoming, RawClient, Upgrade};
+pub use demo::{Demo, Outcome};
+pub use http::Response;
+pub use wait::{PATIENCE, until, until_some};
+
+use serde_json::{Value, json};
+
+/// The payload of an error reply (`protocol.md`, section 2), exactly.
+pub fn error(message: &str, code: &str, name: &str) -> Value {
+    json!({ "error": message, "code": code, "name": name })
+}
+
+/// Asserts that `payload` is an error object with this code and name, its message being free, and returns the message.
+#[track_caller]
+pub fn assert_error(payload: &Value, code: &str, name: &str) -> String {
+    let message = payload["error"]
+        .as_str()
+        .unwrap_or_else(|| panic!("not an error: {payload}"));
+    assert_eq!(
+        payload,
+        &error(message, code, name),
+        "another error, or keys that do not belong there"
+    );
+    message.to_owned()
+}
+
+/// Asserts that `payload` is the error of a payload with the wrong shape, and returns its message.
+#[track_caller]
+pub fn assert_invalid(payload: &Value) -> String {
+    assert_error(payload, "EINVALID", "ValidationError")
+}

@@ -1,0 +1,280 @@
+//! The demo server as a process of its own (`demo-server.md`).
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Response, until_some};
+
+/// A running demo server; dropping it kills the process.
+#[derive(Debug)]
+pub struct Demo {
+    child: Child,
+    addr: SocketAddr,
+    stdout: Arc<Mutex<String>>,
+    stderr: Arc<Mutex<String>>,
+}
+
+/// How a process ended, and what it said.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its exit status.
+    pub status: ExitStatus,
+    /// Everything it wrote to its standard output.
+    pub stdout: String,
+    /// Everything it wrote to its standard error.
+    pub stderr: String,
+    /// From the start, or the signal, to the end.
+    pub took: Duration,
+}
+
+impl Demo {
+    /// Starts a server of its own on a free port, with these options, and waits for its line on stdout.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> Self {
+        let mut child = spawn(args, "0");
+        let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
+        let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
+        let addr = until_some("the demo listens", || {
+            if let Some(status) = child.try_wait().expect("the state of the child") {
+                panic!("the demo ended with {status}: {}", stderr.lock().unwrap());
+            }
+            let said = stdout.lock().unwrap();
+            let line = said.lines().next().filter(|_| said.contains('\n'))?;
+            let addr = line.strip_prefix("listening on ws://");
+            Some(
+                addr.and_then(|addr| addr.parse().ok())
+                    .unwrap_or_else(|| panic!("not the line: {line:?}")),
+            )
+        });
+        Self {
+            child,
+            addr,
+            stdout,
+            stderr,
+        }
+    }
+
+    /// The server that the tests of one file share, with default options. It lives while one of them holds it.
+    #[track_caller]
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<Demo>> = Mutex::new(Weak::new());
+        let mut shared = SHARED
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let demo = Arc::new(Self::start(&[]));
+            *shared = Arc::downgrade(&demo);
+            demo
+        })
+    }
+
+    /// Runs a demo that must not come up, to its end.
+    #[track_caller]
+    pub fn fail(args: &[&str], port: &str) -> Outcome {
+        let started = Instant::now();
+        let mut child = spawn(args, port);
+        let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
+        let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
+        let deadline = started + Duration::from_secs(10);
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("the state of the child") {
+                break status;
+            }
+            if Instant::now() > deadline {
+                drop((child.kill(), child.wait()));
+                panic!("the demo still runs: {}", stdout.lock().unwrap());
+            }
+            thread::sleep(Duration::from_millis(5));
+        };
+        Outcome {
+            status,
+            took: started.elapsed(),
+            stdout: whole(&stdout),
+            stderr: whole(&stderr),
+        }
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// `GET path`.
+    #[track_caller]
+    pub fn get(&self, path: &str) -> Response {
+        Response::get(self.addr, path)
+    }
+
+    /// What `/health` says.
+    #[track_caller]
+    pub fn health(&self) -> Value {
+        serde_json::from_str(&self.get("/health").body).expect("/health speaks JSON")
+    }
+
+    /// How many connections `/health` counts.
+    #[track_caller]
+    pub fn connections(&self) -> u64 {
+        let health = self.health();
+        health["connections"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no count of connections: {health}"))
+    }
+
+    /// The memory that the process holds now, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("a living process");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .expect("VmRSS");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("a number of kB")
+            * 1024
+    }
+
+    /// Whether the process is still there.
+    pub fn runs(&mut self) -> bool {
+        self.child
+            .try_wait()
+            .expect("the state of the child")
+            .is_none()
+    }
+
+    /// Sends a signal by its name, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        let sent = kill
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status()
+            .expect("kill runs");
+        assert!(sent.success(), "kill -{name} says {sent}");
+    }
+
+    /// Waits for the end that `signal` asked for at `since`.
+    #[track_caller]
+    pub fn end(mut self, since: Instant) -> Outcome {
+        let mut took = since.elapsed();
+        let status = until_some("the demo ends", || {
+            took = since.elapsed();
+            self.child.try_wait().expect("the state of the child")
+        });
+        let (stdout, stderr) = (Arc::clone(&self.stdout), Arc::clone(&self.stderr));
+        drop(self);
+        Outcome {
+            status,
+            stdout: whole(&stdout),
+            stderr: whole(&stderr),
+            took,
+        }
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        drop((self.child.kill(), self.child.wait()));
+        if thread::panicking() {
+            eprintln!("--- stderr of the demo\n{}---", self.stderr.lock().unwrap());
+        }
+    }
+}
+
+fn spawn(args: &[&str], port: &str) -> Child {
+    let mut command = Command::new(program());
+    command.args(["--port", port]).args(args);
+    command.args(
+        env::var("MESH_DEMO_ARGS")
+            .unwrap_or_default()
+            .split_whitespace(),
+    );
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program().display()))
+}
+
+/// What can be read from a pipe of the child; a marker for the two ends that `collect` takes.
+trait Pipe: Read + Send + 'static {}
+impl Pipe for ChildStdout {}
+impl Pipe for ChildStderr {}
+
+/// Reads a pipe to its end, so that the child never blocks on it.
+fn collect<P: Pipe>(mut pipe: BufReader<P>) -> Arc<Mutex<String>> {
+    let said = Arc::new(Mutex::new(String::new()));
+    let theirs = Arc::clone(&said);
+    thread::spawn(move || {
+        let mut line = Vec::new();
+        while pipe.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
+            theirs
+                .lock()
+                .unwrap()
+                .push_str(&String::from_utf8_lossy(&line));
+            line.clear();
+        }
+    });
+    said
+}
+
+/// Waits until the reader of a pipe whose writer is gone has ended, and returns what it read.
+fn whole(said: &Arc<Mutex<String>>) -> String {
+    until_some("the pipe ends", || {
+        (Arc::strong_count(said) == 1).then(|| said.lock().unwrap().clone())
+    })
+}
+
+/// The demo: `MESH_DEMO`, or the one of `mesh-tokio` beside this test, brought up to date once.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(named) = env::var_os("MESH_DEMO") {
+            return named.into();
+        }
+        // target/[triple/]PROFILE/deps/this-test
+        let test = env::current_exe().expect("the path of this test");
+        let profile = test
+            .parent()
+            .and_then(Path::parent)
+            .expect("a target directory");
+        let name = match profile
+            .file_name()
+            .and_then(|name| name.to_str())
+            .expect("the name of a profile")
+        {
+            "debug" => "dev",
+            other => other,
+        };
+        // Without this a test would run against the demo of the day before.
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut build = Command::new(cargo);
+        build.args([
+            "build",
+            "--quiet",
+            "-p",
+            "mesh-tokio",
+            "--example",
+            "demo",
+            "--profile",
+            name,
+        ]);
+        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+        assert!(
+            build.status().expect("cargo runs").success(),
+            "the demo does not build"
+        );
+        profile.join("examples/demo")
+    })
+}
