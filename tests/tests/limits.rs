@@ -1,0 +1,572 @@
+//! `protocol.md`, section 7: each limit that can be seen from outside, at its edge, and that the rest goes on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
+
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mesh_tests::wire::{self, BINARY, CONTINUATION, FIN, MASK, TEXT};
+use mesh_tests::{
+    Demo, Incoming, PATIENCE, RawClient, Upgrade, assert_error, assert_invalid, until, until_some,
+};
+use serde_json::{Value, json};
+
+const MIB: usize = 1 << 20;
+
+/// An `echo` of exactly so many bytes.
+fn echo_of(bytes: usize) -> String {
+    let frame = r#"{"id":1,"command":"echo","payload":""}"#;
+    frame.replace(r#""""#, &format!("\"{}\"", "x".repeat(bytes - frame.len())))
+}
+
+#[test]
+fn a_message_may_hold_exactly_one_mib() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    client.send_text(&echo_of(MIB));
+    assert_eq!(
+        client.reply(1).as_str().unwrap().len(),
+        MIB - r#"{"id":1,"command":"echo","payload":""}"#.len() + 6
+    );
+    // The server need not read it to its end.
+    drop(client.try_send_raw(&wire::text(&echo_of(MIB + 1))));
+    client.assert_closed(1009);
+}
+
+#[test]
+fn the_size_of_a_message_is_an_option() {
+    let demo = Demo::start(&["--max-message-bytes", "1000"]);
+    let mut client = RawClient::connect(&demo);
+    client.send_text(&echo_of(1_000));
+    assert!(client.reply(1).is_string());
+    client.send_text(&echo_of(1_001));
+    client.assert_closed(1009);
+}
+
+#[test]
+fn fragments_and_binary_messages_count_too() {
+    let demo = Demo::start(&["--max-message-bytes", "1000"]);
+    let mut client = RawClient::connect(&demo);
+    client.send_frame(TEXT, &[b'x'; 600]);
+    client.send_frame(CONTINUATION, &[b'x'; 400]);
+    client.send_frame(CONTINUATION, b"x");
+    client.assert_closed(1009);
+    let mut client = RawClient::connect(&demo);
+    client.send_frame(FIN | BINARY, &[0; 1_001]);
+    client.assert_closed(1009);
+}
+
+#[test]
+fn an_announced_length_is_refused_before_its_bytes_come() {
+    let demo = Demo::shared();
+    for len in [(MIB + 1) as u64, 1 << 32, (1 << 63) - 1] {
+        let mut client = RawClient::connect(&demo);
+        client.send_raw(&wire::header(FIN | TEXT, len, Some(MASK)));
+        client.assert_closed(1009);
+    }
+}
+
+#[test]
+fn eight_malformed_frames_in_a_row_are_forgiven() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    for _ in 0..3 {
+        for _ in 0..8 {
+            client.send_text("rubbish");
+            assert_error(&client.event("mesh/error"), "EPARSE", "ProtocolError");
+        }
+        // A good frame ends the row.
+        client.assert_quiet();
+    }
+    for _ in 0..9 {
+        client.send_text("rubbish");
+    }
+    client.assert_closed(1008);
+    let told = client.set_aside();
+    assert!(
+        (8..=9).contains(&told.len()),
+        "{} events for 9 malformed frames",
+        told.len()
+    );
+}
+
+#[test]
+fn binary_messages_are_malformed_frames_of_the_row() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    for n in 0..9 {
+        client.send_frame(FIN | if n % 2 == 0 { BINARY } else { TEXT }, b"[]");
+    }
+    client.assert_closed(1008);
+}
+
+#[test]
+fn a_frame_without_id_is_no_malformed_frame() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    for _ in 0..20 {
+        client.send_event("anything", &json!({}));
+    }
+    client.assert_quiet();
+}
+
+#[test]
+fn commands_in_flight_are_limited_to_1024() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    for _ in 0..1_024 {
+        client.send_command("never-responds", json!({}));
+    }
+    let refused = client.send_command("never-responds", json!({}));
+    assert_error(&client.reply(refused), "EOVERLOAD", "OverloadError");
+    assert_error(
+        &client.command("mesh/noop", json!({})),
+        "EOVERLOAD",
+        "OverloadError",
+    );
+    assert_eq!(
+        RawClient::connect(&demo).command("echo", "others go on"),
+        "echo: others go on"
+    );
+}
+
+#[test]
+fn a_reply_makes_room_for_another_command() {
+    let demo = Demo::start(&["--max-in-flight", "2"]);
+    let mut client = RawClient::connect(&demo);
+    client.send_command("never-responds", json!({}));
+    let sleep = client.send_command("sleep", json!({ "ms": 150 }));
+    assert_error(&client.command("echo", "x"), "EOVERLOAD", "OverloadError");
+    assert_eq!(client.reply(sleep), json!({ "slept": 150 }));
+    for _ in 0..10 {
+        assert_eq!(client.command("echo", "x"), "echo: x");
+    }
+}
+
+#[test]
+fn reading_pauses_over_8_mib_of_commands_in_flight() {
+    let demo = Demo::shared();
+    let (mut client, mut other) = (RawClient::connect(&demo), RawClient::connect(&demo));
+    let pad = "x".repeat(1_000_000);
+    let begun = Instant::now();
+    let sleeps: Vec<u32> = (0..8)
+        .map(|_| client.send_command("sleep", json!({ "ms": 2_000, "pad": pad })))
+        .collect();
+    let sent = begun.elapsed();
+    // From here on writing waits for the server, which waits for the first sleeper.
+    let mut socket = client.socket();
+    let writer = thread::spawn(move || {
+        let more = json!({ "id": 900, "command": "sleep", "payload": { "ms": 1, "pad": pad } });
+        for text in [&more.to_string(), r#"{"id":901,"command":"mesh/noop"}"#] {
+            std::io::Write::write_all(&mut socket, &wire::text(text)).unwrap();
+        }
+    });
+    assert_eq!(other.command("echo", "others go on"), "echo: others go on");
+    let mut order = Vec::new();
+    while order.len() < 10 {
+        order.push(client.next_frame()["id"].as_u64().unwrap() as u32);
+    }
+    writer.join().unwrap();
+    if sent < Duration::from_millis(1_500) {
+        assert!(
+            sleeps.contains(&order[0]),
+            "the ninth megabyte was read at once: {order:?}"
+        );
+    }
+    order.sort();
+    assert_eq!(
+        order,
+        [&sleeps[..], &[900, 901]].concat(),
+        "each command is answered once"
+    );
+}
+
+#[test]
+fn metadata_is_limited_to_64_kib() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    let (fits, too_long) = ("x".repeat((64 << 10) - 2), "x".repeat((64 << 10) - 1));
+    client.succeed("set-metadata", json!(fits));
+    assert_invalid(&client.command("set-metadata", json!(too_long)));
+    let metadata = client.command("mesh/get-my-connection-metadata", json!({}));
+    assert_eq!(
+        metadata,
+        json!({ "metadata": fits }),
+        "the refused value changed nothing"
+    );
+    let room = |metadata: Value| json!({ "roomName": "limits-metadata", "metadata": metadata });
+    client.succeed("set-room-metadata", room(json!(fits)));
+    assert_invalid(&client.command("set-room-metadata", room(json!(too_long))));
+    client.succeed(
+        "set-room-metadata",
+        room(json!({ "a": "x".repeat(40_000) })),
+    );
+    assert_invalid(&client.command(
+        "update-room-metadata",
+        room(json!({ "b": "x".repeat(40_000) })),
+    ));
+    assert_invalid(&client.command("update-room-metadata", room(json!({ "b": too_long }))));
+    let metadata = client.command(
+        "get-room-metadata",
+        json!({ "roomName": "limits-metadata" }),
+    );
+    assert_eq!(metadata, json!({ "a": "x".repeat(40_000) }));
+}
+
+#[test]
+fn a_history_is_limited_to_10_000() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    let publish = |history: u64| json!({ "channel": "chat:limits-history", "message": "m", "history": history });
+    client.succeed("publish", publish(10_000));
+    for history in [10_001, 1 << 40] {
+        let reply = client.command("publish", publish(history));
+        assert!(
+            reply["error"].is_string() && reply["code"].is_string(),
+            "{history}: {reply}"
+        );
+    }
+    let reply = client.command(
+        "mesh/get-channel-history",
+        json!({ "channel": "chat:limits-history" }),
+    );
+    assert_eq!(reply, json!({ "success": true, "history": ["m"] }));
+}
+
+#[test]
+fn a_reply_is_limited_to_16_mib_and_a_long_one_always_fits_an_empty_queue() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    let message = "x".repeat(1_000_000);
+    for _ in 0..18 {
+        client.succeed(
+            "publish",
+            json!({ "channel": "chat:long", "message": message, "history": 20 }),
+        );
+    }
+    let wanted = |limit: u32| json!({ "channel": "chat:long", "limit": limit });
+    // 10 MB are more than the queue of 4 MiB holds, and one message.
+    let reply = client.command("mesh/get-channel-history", wanted(10));
+    assert_eq!(reply["history"].as_array().unwrap().len(), 10);
+    let id = client.send_command("mesh/get-channel-history", wanted(18));
+    let reply = client.reply(id);
+    assert_eq!(
+        reply["code"],
+        "EOVERLOAD",
+        "18 MB are answered with {} bytes",
+        reply.to_string().len()
+    );
+    client.assert_quiet();
+}
+
+#[test]
+fn one_connection_holds_4096_channels_and_rooms_together() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    // In eight parts: the limit of commands in flight is another one.
+    for part in 0..8 {
+        let ids: Vec<u32> = (part * 512..(part + 1) * 512)
+            .map(|n| match n % 2 {
+                0 => client.send_command(
+                    "mesh/subscribe-channel",
+                    json!({ "channel": format!("chat:many-{n}") }),
+                ),
+                _ => client.send_command(
+                    "mesh/join-room",
+                    json!({ "roomName": format!("room:many-{n}") }),
+                ),
+            })
+            .collect();
+        for id in ids {
+            let reply = client.reply(id);
+            assert_eq!(reply["success"], true, "{reply}");
+        }
+    }
+    let channel = json!({ "channel": "chat:one-too-many" });
+    let room = json!({ "roomName": "room:one-too-many" });
+    assert_error(
+        &client.command("mesh/subscribe-channel", channel.clone()),
+        "EOVERLOAD",
+        "OverloadError",
+    );
+    assert_error(
+        &client.command("mesh/join-room", room.clone()),
+        "EOVERLOAD",
+        "OverloadError",
+    );
+    // What is held already needs no more room; what is given back makes some.
+    assert_eq!(
+        client.command(
+            "mesh/subscribe-channel",
+            json!({ "channel": "chat:many-0" })
+        )["success"],
+        true
+    );
+    assert_eq!(
+        client.command(
+            "mesh/unsubscribe-channel",
+            json!({ "channel": "chat:many-0" })
+        ),
+        true
+    );
+    assert_eq!(client.command("mesh/join-room", room)["success"], true);
+    assert_error(
+        &client.command("mesh/subscribe-channel", channel),
+        "EOVERLOAD",
+        "OverloadError",
+    );
+}
+
+#[test]
+fn names_are_1_to_512_bytes_long() {
+    let demo = Demo::shared();
+    let mut client = RawClient::connect(&demo);
+    assert_error(
+        &client.command(&"x".repeat(512), json!({})),
+        "ENOTFOUND",
+        "CommandError",
+    );
+    assert_error(
+        &client.command(&"é".repeat(256), json!({})),
+        "ENOTFOUND",
+        "CommandError",
+    );
+    for name in [
+        String::new(),
+        "x".repeat(513),
+        "é".repeat(257),
+        "x".repeat(100_000),
+    ] {
+        assert_invalid(&client.command(&name, json!({})));
+    }
+    let named = |prefix: &str, len: usize| format!("{prefix}{}", "x".repeat(len - prefix.len()));
+    let channel = |command: &str, name: &str| {
+        (
+            command.to_owned(),
+            json!({ "channel": name, "message": "m" }),
+        )
+    };
+    let room = |command: &str, name: &str| {
+        (
+            command.to_owned(),
+            json!({ "roomName": name, "command": "c", "payload": 1, "metadata": {} }),
+        )
+    };
+    let channels = [
+        "mesh/subscribe-channel",
+        "mesh/get-channel-history",
+        "mesh/unsubscribe-channel",
+        "publish",
+    ];
+    let rooms = [
+        "mesh/join-room",
+        "mesh/get-room-metadata",
+        "mesh/leave-room",
+        "join-room",
+        "set-room-metadata",
+        "update-room-metadata",
+        "get-room-metadata",
+        "is-in-room",
+        "room-members",
+        "room-members-metadata",
+        "broadcast-room",
+        "broadcast-room-exclude",
+        "clear-room",
+        "leave-room",
+    ];
+    for (len, valid) in [(512, true), (513, false), (2_000, false)] {
+        let all = channels
+            .iter()
+            .map(|command| channel(command, &named("chat:", len)));
+        for (command, payload) in all.chain(
+            rooms
+                .iter()
+                .map(|command| room(command, &named("room:", len))),
+        ) {
+            let reply = client.command(&command, payload);
+            assert_eq!(
+                reply["code"] == "EINVALID",
+                !valid,
+                "{command} with a name of {len} bytes: {reply}"
+            );
+        }
+    }
+    let all = channels.iter().map(|command| channel(command, ""));
+    for (command, payload) in all.chain(rooms.iter().map(|command| room(command, ""))) {
+        let reply = client.command(&command, payload);
+        assert_eq!(
+            reply["code"], "EINVALID",
+            "{command} with an empty name: {reply}"
+        );
+    }
+}
+
+/// A client that is in a room, subscribed, and about to read nothing.
+fn slow(demo: &Demo) -> RawClient {
+    let mut slow = RawClient::connect(demo);
+    assert_eq!(
+        slow.command("mesh/join-room", json!({ "roomName": "room:slow" }))["success"],
+        true
+    );
+    assert_eq!(
+        slow.command("mesh/subscribe-channel", json!({ "channel": "chat:slow" }))["success"],
+        true
+    );
+    slow
+}
+
+/// Publishes until the slow client has left its room; returns the longest publish and the bytes published.
+fn publish_until_gone(publisher: &mut RawClient, room: &str) -> (Duration, usize) {
+    let message = "x".repeat(50_000);
+    let (mut longest, mut bytes) = (Duration::ZERO, 0);
+    until("the slow client is given up", || {
+        let begun = Instant::now();
+        publisher.succeed(
+            "publish",
+            json!({ "channel": "chat:slow", "message": message }),
+        );
+        longest = longest.max(begun.elapsed());
+        bytes += message.len();
+        publisher.command("room-members", json!({ "roomName": room })) == json!([])
+    });
+    (longest, bytes)
+}
+
+#[test]
+fn a_slow_client_is_closed_with_1013_and_the_publisher_never_waits() {
+    for args in [&["--max-queue-bytes", "100000"][..], &[]] {
+        let demo = Demo::start(args);
+        let (mut publisher, mut slow) = (RawClient::connect(&demo), slow(&demo));
+        let (longest, _) = publish_until_gone(&mut publisher, "room:slow");
+        assert!(
+            longest < Duration::from_secs(1),
+            "a publish took {longest:?}"
+        );
+        // It wakes up within the 2 s that the close is given.
+        assert_eq!(slow.close_code(), Some(1013));
+        drop(slow);
+        until("the connection is cleaned up", || demo.connections() == 1);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_take_the_close_either_is_dropped() {
+    let demo = Demo::start(&["--max-queue-bytes", "100000"]);
+    let (mut publisher, slow) = (RawClient::connect(&demo), slow(&demo));
+    publish_until_gone(&mut publisher, "room:slow");
+    let given_up = Instant::now();
+    until("the socket is dropped", || demo.connections() == 1);
+    assert!(
+        given_up.elapsed() < Duration::from_secs(4),
+        "after {:?}, not 2 s",
+        given_up.elapsed()
+    );
+    drop(slow);
+}
+
+#[test]
+fn one_message_is_always_admitted_to_an_empty_queue() {
+    let demo = Demo::start(&["--max-queue-bytes", "1000"]);
+    let mut client = RawClient::connect(&demo);
+    let long = "x".repeat(200_000);
+    for _ in 0..5 {
+        assert_eq!(client.command("reflect", json!(long)), json!(long));
+    }
+}
+
+#[test]
+fn connections_over_the_limit_get_503_at_the_upgrade() {
+    let demo = Demo::start(&["--max-connections", "2"]);
+    let first = RawClient::connect(&demo);
+    let mut second = RawClient::connect(&demo);
+    for _ in 0..3 {
+        let refused = Upgrade::new(demo.addr()).send(demo.addr()).unwrap_err();
+        assert_eq!(refused.status, 503, "{refused:?}");
+    }
+    assert_eq!(
+        demo.get("/health").status,
+        200,
+        "a plain request is no connection"
+    );
+    assert_eq!(second.command("echo", "x"), "echo: x");
+    first.vanish();
+    let mut third = until_some("a place becomes free", || {
+        Upgrade::new(demo.addr()).send(demo.addr()).ok()
+    });
+    third.assigned();
+    assert_eq!(third.command("echo", "x"), "echo: x");
+}
+
+#[test]
+fn a_handshake_has_10_seconds() {
+    let demo = Demo::shared();
+    let request = Upgrade::new(demo.addr()).request;
+    let starts = ["", "G", &request[..request.len() - 2]];
+    let dripping = thread::spawn({
+        let (addr, request) = (demo.addr(), request.clone());
+        move || {
+            let mut socket = TcpStream::connect(addr).unwrap();
+            let begun = Instant::now();
+            // A byte now and then earns no more time.
+            for byte in request.bytes().take_while(|_| begun.elapsed() < PATIENCE) {
+                if std::io::Write::write_all(&mut socket, &[byte]).is_err() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(100));
+            }
+            begun.elapsed()
+        }
+    });
+    let begun = Instant::now();
+    let mut sockets: Vec<TcpStream> = starts
+        .iter()
+        .map(|_| TcpStream::connect(demo.addr()).unwrap())
+        .collect();
+    for (socket, start) in sockets.iter_mut().zip(starts) {
+        std::io::Write::write_all(socket, start.as_bytes()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+    for (socket, start) in sockets.iter_mut().zip(starts) {
+        let mut answer = Vec::new();
+        let ended = std::io::Read::read_to_end(socket, &mut answer);
+        let took = begun.elapsed();
+        assert!(
+            !matches!(&ended, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock),
+            "a handshake that stops after {start:?} is still open after {took:?}"
+        );
+        assert!(
+            took > Duration::from_secs(9),
+            "closed after {took:?}, not 10 s"
+        );
+        assert!(!answer.starts_with(b"HTTP/1.1 101"));
+    }
+    let took = dripping.join().unwrap();
+    assert!(
+        took < PATIENCE,
+        "a dripping handshake is still open after {took:?}"
+    );
+    assert_eq!(
+        RawClient::connect(&demo).command("echo", "others go on"),
+        "echo: others go on"
+    );
+}
+
+#[test]
+fn a_message_that_is_not_whole_holds_nobody_up() {
+    let demo = Demo::shared();
+    let (mut stalled, mut other) = (RawClient::connect(&demo), RawClient::connect(&demo));
+    let whole = wire::text(&echo_of(100_000));
+    stalled.send_raw(&whole[..50_000]);
+    assert_eq!(other.command("echo", "x"), "echo: x");
+    assert_eq!(
+        stalled.receive_within(Duration::from_millis(50)),
+        None::<Incoming>
+    );
+    stalled.send_raw(&whole[50_000..]);
+    assert!(stalled.reply(1).is_string());
+}
