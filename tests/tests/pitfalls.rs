@@ -301,7 +301,7 @@ fn limits_hold_together() {
         "--max-message-bytes",
         "2000",
         "--max-queue-bytes",
-        "4000",
+        "100000",
     ]);
     let mut client = RawClient::connect(&demo);
     for _ in 0..8 {
