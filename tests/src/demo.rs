@@ -198,6 +198,8 @@ fn spawn(args: &[&str], port: &str) -> Child {
             .unwrap_or_default()
             .split_whitespace(),
     );
+    // A backtrace for each of the panics that a test asks for would be most of the server's work.
+    command.env("RUST_BACKTRACE", "0");
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -212,6 +214,9 @@ trait Pipe: Read + Send + 'static {}
 impl Pipe for ChildStdout {}
 impl Pipe for ChildStderr {}
 
+/// How much of a pipe is kept, its newest part: a server under abuse has much to log.
+const SAID_BYTES_MAX: usize = 256 << 10;
+
 /// Reads a pipe to its end, so that the child never blocks on it.
 fn collect<P: Pipe>(mut pipe: BufReader<P>) -> Arc<Mutex<String>> {
     let said = Arc::new(Mutex::new(String::new()));
@@ -219,11 +224,13 @@ fn collect<P: Pipe>(mut pipe: BufReader<P>) -> Arc<Mutex<String>> {
     thread::spawn(move || {
         let mut line = Vec::new();
         while pipe.read_until(b'\n', &mut line).is_ok_and(|len| len > 0) {
-            theirs
-                .lock()
-                .unwrap()
-                .push_str(&String::from_utf8_lossy(&line));
+            let mut said = theirs.lock().unwrap();
+            said.push_str(&String::from_utf8_lossy(&line));
             line.clear();
+            if said.len() > SAID_BYTES_MAX {
+                let from = said.ceil_char_boundary(said.len() - SAID_BYTES_MAX / 2);
+                said.drain(..from);
+            }
         }
     });
     said

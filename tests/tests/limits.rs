@@ -300,13 +300,15 @@ fn one_connection_holds_4096_channels_and_rooms_together() {
         "OverloadError",
     );
     // What is held already needs no more room; what is given back makes some.
-    assert_eq!(
-        client.command(
+    for (command, held) in [
+        (
             "mesh/subscribe-channel",
-            json!({ "channel": "chat:many-0" })
-        )["success"],
-        true
-    );
+            json!({ "channel": "chat:many-0" }),
+        ),
+        ("mesh/join-room", json!({ "roomName": "room:many-1" })),
+    ] {
+        assert_eq!(client.command(command, held)["success"], true);
+    }
     assert_eq!(
         client.command(
             "mesh/unsubscribe-channel",
