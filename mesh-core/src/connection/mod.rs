@@ -285,6 +285,8 @@ impl Connection {
     pub fn handle_peer_closed(&mut self, now: Instant) {
         if matches!(self.state, State::Open | State::Draining { .. }) {
             self.outbox.clear();
+            // A command that waits for its turn has nobody left to answer.
+            self.actions.clear();
             self.state = State::Closing {
                 deadline: now + self.config.limits.close_time_max,
             };
