@@ -386,7 +386,9 @@ impl Connection {
         let config = Arc::clone(&self.config);
         let paused = !self.wants_input();
         if self.liveness.poll_timeout().is_some_and(|at| now >= at) {
-            let excused = paused && self.outbox.took_progress();
+            // Asked at every ping, so that it tells of this interval and no earlier one.
+            let progress = self.outbox.took_progress();
+            let excused = paused && progress;
             match self.liveness.handle_timeout(
                 now,
                 config.ping_interval,
