@@ -33,6 +33,14 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    #[cfg(test)]
+    pub(super) fn at_sequence(sequence: u32) -> Self {
+        Self {
+            sequence,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
@@ -98,6 +106,9 @@ impl InFlight {
             return None;
         }
         self.waiting.pop_front();
+        if self.waiting.is_empty() && self.waiting.capacity() > KEPT {
+            self.waiting = VecDeque::new();
+        }
         self.waiting.front().copied()
     }
 }

@@ -10,7 +10,11 @@
 mod in_flight;
 mod latency;
 mod liveness;
+#[cfg(test)]
+mod model;
 mod outbox;
+#[cfg(test)]
+mod tests;
 
 use std::{
     borrow::Cow,
