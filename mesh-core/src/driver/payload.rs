@@ -136,3 +136,13 @@ impl IntoPayload for Payload {
         Ok(encode::event_raw(name, self.json()))
     }
 }
+
+impl IntoPayload for &Payload {
+    fn reply(&self, id: u32, command: &str) -> Result<TextFrame, EncodeError> {
+        (**self).reply(id, command)
+    }
+
+    fn event(&self, name: &str) -> Result<TextFrame, EncodeError> {
+        (**self).event(name)
+    }
+}

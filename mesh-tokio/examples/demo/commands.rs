@@ -41,11 +41,13 @@ pub(crate) fn register(server: &MeshServer) {
 }
 
 fn register_basics(server: &MeshServer) {
-    server.register_command("echo", async |ctx: Context| -> Reply<String> {
-        Ok(match ctx.payload.decode::<String>() {
-            Ok(text) => format!("echo: {text}"),
-            Err(_) => format!("echo: {}", ctx.payload.json()),
-        })
+    server.register_command("echo", async |ctx: Context| {
+        let json = ctx.payload.json();
+        match json.strip_prefix('"') {
+            // The JSON of a string stays one with more text behind its first quote, and nothing is parsed.
+            Some(rest) => Payload::from_json(&format!("\"echo: {rest}")),
+            None => Ok(Payload::new(&format!("echo: {json}"))?),
+        }
     });
 
     server.register_command("reflect", async |ctx: Context| -> Reply<Payload> {
@@ -163,13 +165,13 @@ fn register_rooms(server: &MeshServer) {
 
 fn register_broadcasts(server: &MeshServer) {
     server.register_command("broadcast", async |ctx: Context| -> Reply<Sent> {
-        ctx.server.broadcast("announcement", ctx.payload).await?;
+        ctx.server.broadcast("announcement", &ctx.payload).await?;
         Ok(SENT)
     });
 
     server.register_command("broadcast-exclude", async |ctx: Context| -> Reply<Sent> {
         ctx.server
-            .broadcast_exclude("announcement", ctx.payload, [&ctx.connection])
+            .broadcast_exclude("announcement", &ctx.payload, [&ctx.connection])
             .await?;
         Ok(SENT)
     });
