@@ -317,6 +317,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Takes room beyond the limit, for a request about something that the connection holds already: it gives the room back at once.
+    pub fn reserve_membership_again(&mut self) {
+        self.memberships += 1;
+    }
+
     /// Gives back the room that [`reserve_membership`](Self::reserve_membership) took.
     pub fn release_membership(&mut self) {
         self.memberships = self.memberships.saturating_sub(1);

@@ -156,14 +156,6 @@ impl BuiltinCall<'_> {
         }
     }
 
-    fn reserve_membership(&self) -> Result<(), CommandError> {
-        let mut state = self.ctx.connection.shared.lock();
-        state
-            .machine
-            .reserve_membership()
-            .map_err(|error| ServerError::from(error).into())
-    }
-
     async fn subscribe_channel(&self) -> Result<Answer, CommandError> {
         let request: SubscribeChannel<'_> = payload::decode_object(self.json())?;
         let server = self.server();
@@ -171,10 +163,12 @@ impl BuiltinCall<'_> {
         if !self.allows(Kind::Channel, &channel).await {
             return self.reply(&HistoryReply::default());
         }
-        self.reserve_membership()?;
+        let shared = Arc::clone(&self.ctx.connection.shared);
+        server.reserve_membership(&shared, &channel, |shard| {
+            shard.is_subscribed(&channel, &shared.id)
+        })?;
         let history = request.history_limit.unwrap_or(0);
         let history = history.min(server.config.limits.history_max);
-        let shared = Arc::clone(&self.ctx.connection.shared);
         self.answered(TicketKind::Subscribed, |done| {
             server.with_shard(&channel, |shard| {
                 shard.subscribe(&channel, shared.id.clone(), shared, history, done);
@@ -217,8 +211,8 @@ impl BuiltinCall<'_> {
         if !self.allows(Kind::Room, &room).await {
             return self.reply(&JoinRoomReply::default());
         }
-        self.reserve_membership()?;
         let shared = Arc::clone(&self.ctx.connection.shared);
+        server.reserve_membership(&shared, &room, |shard| shard.is_member(&room, &shared.id))?;
         self.answered(TicketKind::Joined, |done| {
             server.with_shard(&room, |shard| {
                 shard.join(&room, shared.id.clone(), shared, true, done);
@@ -267,11 +261,11 @@ impl BuiltinCall<'_> {
     }
 
     async fn set_my_connection_metadata(&self) -> Result<Answer, CommandError> {
-        let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
         let server = self.server();
         if !server.client_metadata {
             return self.reply(&SuccessReply { success: false });
         }
+        let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
         let replace = request.options.unwrap_or_default().strategy == MetadataStrategy::Replace;
         let authenticated = self.ctx.connection.shared.authenticated.as_ref();
         let Some(change) = client_change(request.metadata.get(), replace, authenticated) else {

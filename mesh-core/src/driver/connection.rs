@@ -244,10 +244,11 @@ impl Shared {
         state.wake();
     }
 
-    pub(super) fn drain(&self, frame: CloseFrame, deadline: Instant, now: Instant) {
+    pub(super) fn drain(self: &Arc<Self>, frame: CloseFrame, deadline: Instant, now: Instant) {
         let mut state = self.lock();
         state.machine.handle_drain(frame, deadline, now);
         state.wake();
+        self.arm(state);
     }
 
     /// A deadline of this connection passed, unless `tick` is an old one.

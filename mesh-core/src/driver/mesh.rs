@@ -11,7 +11,12 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Connection, ConnectionRef, Context, Expose, Handler, IntoPayload, MeshServerBuilder, Pattern,
-    Registration, ServerError, handler::Middleware, metadata, registry::Kind, server::Inner,
+    Registration, ServerError,
+    connection::Shared,
+    handler::Middleware,
+    metadata,
+    registry::Kind,
+    server::{Inner, Shard},
 };
 use crate::{
     backend::{ConnectionId, InstanceId, Json, MetadataChange, Name, Op, Reply, Topic},
@@ -279,7 +284,8 @@ impl MeshServer {
         let room = self.inner.name("room", room)?;
         let id = connection.connection_id();
         let shared = self.inner.local(&id).ok_or(ServerError::Gone)?.shared;
-        shared.lock().machine.reserve_membership()?;
+        self.inner
+            .reserve_membership(&shared, &room, |shard| shard.is_member(&room, &id))?;
         let outcome = self
             .inner
             .request(&room, |shard, done| {
@@ -732,6 +738,24 @@ impl Inner {
             Ok(name.into())
         } else {
             Err(ServerError::Name { what, len, max })
+        }
+    }
+
+    /// Takes room in a connection's limit for a request to the shard of `key`, which gives it back. What the connection
+    /// `holds` already needs no more room, but the request gives back one all the same.
+    pub(super) fn reserve_membership(
+        &self,
+        connection: &Arc<Shared>,
+        key: &str,
+        holds: impl FnOnce(&Shard) -> bool,
+    ) -> Result<(), ServerError> {
+        let reserved = connection.lock().machine.reserve_membership();
+        match reserved {
+            Err(_) if holds(&self.lock_shard(self.shard_of(key))) => {
+                connection.lock().machine.reserve_membership_again();
+                Ok(())
+            }
+            reserved => Ok(reserved?),
         }
     }
 

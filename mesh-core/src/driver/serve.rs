@@ -1,7 +1,7 @@
 //! The task of one connection.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::Pin,
@@ -38,17 +38,16 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
     let Some((connection, admission)) = Box::pin(open(&server, admission)).await else {
         return;
     };
-    let fault = Loop {
+    let (end, socket, outgoing) = Loop {
         registry: server.registrations.snapshot(),
         registry_version: server.registrations.version(),
         server: Arc::clone(&server),
         connection: connection.clone(),
-        socket,
+        socket: Some(socket),
         outgoing: VecDeque::new(),
-        phase: Phase::Running,
     }
     .await;
-    Box::pin(close(server, connection, fault)).await;
+    Box::pin(close(server, connection, end, socket, outgoing)).await;
     drop(admission);
 }
 
@@ -102,30 +101,82 @@ async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, 
     Some((connection, admission))
 }
 
-/// Every step happens, whatever becomes of the others.
-async fn close(server: Arc<Inner>, connection: Connection, fault: Option<SocketError>) {
+/// Every step happens, whatever becomes of the others, and those that concern others come first: the client is in no room
+/// any more while it still has its time to take the close frame.
+async fn close(
+    server: Arc<Inner>,
+    connection: Connection,
+    end: End,
+    socket: Box<dyn Socket>,
+    outgoing: VecDeque<TextFrame>,
+) {
     let shared = &connection.shared;
-    shared.lock().machine.handle_gone();
-    shared.disarm();
     server.with_all_shards(|shard| shard.handle_gone(&shared.id));
     server.with_shard(shared.id.as_str(), |shard| {
         shard.handle_close(&shared.id, Completion::Nobody("close a connection"));
     });
-    if let Some(error) = fault {
-        server.hooks.report(&Fault::Socket {
-            connection: connection.clone(),
-            error,
-        });
-    }
-    server.hooks.disconnected(&connection).await;
-    let waiting = std::mem::take(&mut shared.lock().waiting);
-    drop(waiting);
+    let farewell = async {
+        let fault = farewell(shared, end, socket, outgoing).await;
+        shared.lock().machine.handle_gone();
+        shared.disarm();
+        if let Some(error) = fault {
+            let connection = connection.clone();
+            server.hooks.report(&Fault::Socket { connection, error });
+        }
+    };
+    futures_util::join!(farewell, server.hooks.disconnected(&connection));
+    shared.lock().waiting = BTreeMap::new();
     let grace = if server.stopping.is_set() {
         Duration::ZERO
     } else {
         HANDLER_GRACE
     };
     handlers_end(&server, shared, grace).await;
+}
+
+/// Sends what is left, then the close frame, and waits for the peer's, as long as the machine allows. Tells what ended the
+/// connection, where that was a fault.
+async fn farewell(
+    shared: &Arc<Shared>,
+    end: End,
+    mut socket: Box<dyn Socket>,
+    mut outgoing: VecDeque<TextFrame>,
+) -> Option<SocketError> {
+    let (frame, fault) = match end {
+        End::Closing(frame) => (frame, None),
+        End::Lost(error @ (SocketError::Gone | SocketError::Io(_))) => return Some(error),
+        End::Lost(error) => {
+            let code = match &error {
+                SocketError::Protocol(error) => error.close_code(),
+                _ => CloseCode::NORMAL,
+            };
+            let reason = String::new();
+            let fault = matches!(error, SocketError::Protocol(_)).then_some(error);
+            (CloseFrame { code, reason }, fault)
+        }
+    };
+    poll_fn(|cx| {
+        {
+            let mut state = shared.lock();
+            state.waker = Some(cx.waker().clone());
+            state.machine.take_outgoing(&mut outgoing);
+            while let Some(action) = state.machine.poll_action() {
+                if action == Action::Drop {
+                    return Poll::Ready(());
+                }
+            }
+        }
+        if !outgoing.is_empty() {
+            match socket.poll_send(cx, &mut outgoing) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        socket.poll_close(cx, &frame).map(drop)
+    })
+    .await;
+    fault
 }
 
 /// Waits for the handlers that still run, then drops them: a handler that never ends must not outlive its client for ever.
@@ -150,132 +201,125 @@ async fn handlers_end(server: &Arc<Inner>, shared: &Arc<Shared>, grace: Duration
     }
 }
 
-enum Phase {
-    Running,
-    /// The close handshake, with the frame that began it.
+/// Why the loop ended.
+enum End {
+    /// This side closes, with this frame.
     Closing(CloseFrame),
-    /// The peer closed, or broke the protocol, with this; the socket sends the answer.
-    PeerClosed(SocketError),
+    /// The peer closed, broke the protocol, or is gone; where there is an answer to that, the socket knows it.
+    Lost(SocketError),
 }
 
 /// The loop: take what is queued, write it, read what is there, and sleep until one of them has more.
 struct Loop {
     server: Arc<Inner>,
     connection: Connection,
-    socket: Box<dyn Socket>,
+    /// `None` once the loop has ended.
+    socket: Option<Box<dyn Socket>>,
     registry: Arc<Registry>,
     registry_version: u64,
     /// What the machine handed out and the socket has not taken.
     outgoing: VecDeque<TextFrame>,
-    phase: Phase,
 }
 
 impl Future for Loop {
-    /// What ended the connection, where it was a fault.
-    type Output = Option<SocketError>;
+    /// Why it ended, the socket, and what was not written.
+    type Output = (End, Box<dyn Socket>, VecDeque<TextFrame>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
-        let now = this.server.runtime.now();
-        this.connection.shared.lock().waker = None;
-        for _ in 0..TURN {
-            let wants_input = match this.collect(cx, now) {
-                Collected::Dropped => return Poll::Ready(None),
-                Collected::Go { wants_input } => wants_input,
-            };
-            if !matches!(this.phase, Phase::Running) {
-                match this.poll_close(cx) {
-                    Poll::Ready(fault) => return Poll::Ready(fault),
-                    Poll::Pending if this.sleep(cx, false) => return Poll::Pending,
-                    Poll::Pending => continue,
-                }
+        let Some(mut socket) = this.socket.take() else {
+            return Poll::Pending;
+        };
+        match this.turn(&mut *socket, cx) {
+            Poll::Ready(end) => Poll::Ready((end, socket, std::mem::take(&mut this.outgoing))),
+            Poll::Pending => {
+                this.socket = Some(socket);
+                Poll::Pending
             }
-            if let Err(error) = this.write(cx) {
-                return Poll::Ready(Some(error));
+        }
+    }
+}
+
+impl Loop {
+    fn turn(&mut self, socket: &mut dyn Socket, cx: &mut Context<'_>) -> Poll<End> {
+        let now = self.server.runtime.now();
+        self.connection.shared.lock().waker = None;
+        for _ in 0..TURN {
+            let wants_input = match self.collect(cx, now) {
+                Ok(wants_input) => wants_input,
+                Err(frame) => return Poll::Ready(End::Closing(frame)),
+            };
+            if let Err(error) = self.write(socket, cx) {
+                return Poll::Ready(self.lost(error, now));
             }
             let read = if wants_input {
-                this.read(cx, now)
+                self.read(socket, cx, now)
             } else {
                 Poll::Pending
             };
             match read {
                 Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    this.end_of_input(error, now);
-                    if matches!(this.phase, Phase::Running) {
-                        return Poll::Ready(None);
-                    }
-                }
-                // A pause of reading that just ended is noticed by `sleep`.
-                Poll::Pending if this.sleep(cx, !wants_input) => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(self.lost(error, now)),
+                Poll::Pending if self.sleep(cx, !wants_input) => return Poll::Pending,
                 Poll::Pending => {}
             }
         }
         // More may be waiting, but so may other connections. What is queued goes out first.
-        if let Collected::Dropped = this.collect(cx, now) {
-            return Poll::Ready(None);
+        if let Err(frame) = self.collect(cx, now) {
+            return Poll::Ready(End::Closing(frame));
         }
-        if matches!(this.phase, Phase::Running)
-            && let Err(error) = this.write(cx)
-        {
-            return Poll::Ready(Some(error));
+        if let Err(error) = self.write(socket, cx) {
+            return Poll::Ready(self.lost(error, now));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
-}
 
-enum Collected {
-    /// The peer had its time to answer the close frame.
-    Dropped,
-    Go {
-        wants_input: bool,
-    },
-}
-
-impl Loop {
-    /// Takes frames and actions from the machine.
-    fn collect(&mut self, cx: &mut Context<'_>, now: Instant) -> Collected {
+    /// Takes frames and actions from the machine, and tells whether it wants input.
+    fn collect(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, CloseFrame> {
         loop {
             let mut state = self.connection.shared.lock();
             state.machine.take_outgoing(&mut self.outgoing);
-            let action = state.machine.poll_action();
-            let waiting = match action {
-                None => {
-                    let wants_input = state.machine.wants_input();
-                    return Collected::Go { wants_input };
-                }
-                Some(Action::Drop) => return Collected::Dropped,
+            let token = match state.machine.poll_action() {
+                None => return Ok(state.machine.wants_input()),
                 Some(Action::Close { frame, discard }) => {
                     if discard {
                         self.outgoing.clear();
                     }
-                    self.phase = Phase::Closing(frame);
                     // The close frame has a deadline of its own.
                     self.connection.shared.arm(state);
-                    continue;
+                    return Err(frame);
                 }
-                Some(Action::Start(token)) => state.waiting.remove(&token).map(|w| (token, w)),
+                // Comes behind a close only.
+                Some(Action::Drop) => continue,
+                Some(Action::Start(token)) => token,
+            };
+            let Some(waiting) = state.waiting.remove(&token) else {
+                continue;
             };
             drop(state);
-            if let Some((token, waiting)) = waiting {
-                let incoming = Incoming {
-                    wanted: Wanted {
-                        token,
-                        id: waiting.id,
-                    },
-                    name: waiting.name.into(),
-                    payload: waiting.payload,
-                };
-                self.dispatch(cx, now, incoming);
-            }
+            let incoming = Incoming {
+                wanted: Wanted {
+                    token,
+                    id: waiting.id,
+                },
+                name: waiting.name.into(),
+                payload: waiting.payload,
+            };
+            dispatch::dispatch(
+                &self.server,
+                &self.registry,
+                &self.connection,
+                incoming,
+                cx,
+                now,
+            );
         }
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), SocketError> {
+    fn write(&mut self, socket: &mut dyn Socket, cx: &mut Context<'_>) -> Result<(), SocketError> {
         let had = !self.outgoing.is_empty();
-        let sent = self.socket.poll_send(cx, &mut self.outgoing);
-        if let Poll::Ready(Err(error)) = sent {
+        if let Poll::Ready(Err(error)) = socket.poll_send(cx, &mut self.outgoing) {
             return Err(error);
         }
         if had {
@@ -288,7 +332,12 @@ impl Loop {
         Ok(())
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, now: Instant) -> Poll<Result<(), SocketError>> {
+    fn read(
+        &mut self,
+        socket: &mut dyn Socket,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Poll<Result<(), SocketError>> {
         let version = self.server.registrations.version();
         if version != self.registry_version {
             self.registry = self.server.registrations.snapshot();
@@ -299,7 +348,6 @@ impl Loop {
         let Self {
             server,
             connection,
-            socket,
             registry,
             ..
         } = self;
@@ -331,62 +379,13 @@ impl Loop {
         })
     }
 
-    fn dispatch(&self, cx: &mut Context<'_>, now: Instant, incoming: Incoming<'_>) {
-        dispatch::dispatch(
-            &self.server,
-            &self.registry,
-            &self.connection,
-            incoming,
-            cx,
-            now,
-        );
-    }
-
-    /// Nothing more comes in.
-    fn end_of_input(&mut self, error: SocketError, now: Instant) {
-        match error {
-            SocketError::Gone | SocketError::Io(_) => {}
-            SocketError::Closed(_) | SocketError::Protocol(_) => {
-                let mut state = self.connection.shared.lock();
-                state.machine.handle_peer_closed(now);
-                self.connection.shared.arm(state);
-                self.outgoing.clear();
-                self.phase = Phase::PeerClosed(error);
-            }
-        }
-    }
-
-    /// Sends what is left, then the close frame, and waits for the peer's.
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Option<SocketError>> {
-        if !self.outgoing.is_empty() {
-            match self.socket.poll_send(cx, &mut self.outgoing) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Some(error)),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-        let answer;
-        let frame = match &self.phase {
-            Phase::Closing(frame) => frame,
-            Phase::PeerClosed(error) => {
-                answer = CloseFrame {
-                    code: match error {
-                        SocketError::Protocol(error) => error.close_code(),
-                        _ => CloseCode::NORMAL,
-                    },
-                    reason: String::new(),
-                };
-                &answer
-            }
-            Phase::Running => return Poll::Pending,
-        };
-        let closed = self.socket.poll_close(cx, frame);
-        closed.map(
-            |_| match std::mem::replace(&mut self.phase, Phase::Running) {
-                Phase::PeerClosed(error @ SocketError::Protocol(_)) => Some(error),
-                _ => None,
-            },
-        )
+    /// Nothing more comes in, and nothing but a close frame goes out.
+    fn lost(&mut self, error: SocketError, now: Instant) -> End {
+        let mut state = self.connection.shared.lock();
+        state.machine.handle_peer_closed(now);
+        self.connection.shared.arm(state);
+        self.outgoing.clear();
+        End::Lost(error)
     }
 
     /// Goes to sleep, unless something came up meanwhile: then there is another round. `paused`: reading is, so its

@@ -208,6 +208,12 @@ impl<C: Clone, T> Channels<C, T> {
         }
     }
 
+    pub(super) fn is_subscribed(&self, channel: &str, id: &ConnectionId) -> bool {
+        self.channels
+            .get(channel)
+            .is_some_and(|channel| channel.subscribers.contains(id))
+    }
+
     /// The channels that a local connection is subscribed to, by name.
     pub(super) fn channels_of(&self, id: &ConnectionId) -> Vec<Name> {
         self.of

@@ -195,6 +195,11 @@ impl<C: Clone, T> Instance<C, T> {
         self.rooms.is_member(room, id)
     }
 
+    /// Is a local connection subscribed to a channel of this shard?
+    pub fn is_subscribed(&self, channel: &str, id: &ConnectionId) -> bool {
+        self.channels.is_subscribed(channel, id)
+    }
+
     /// The rooms of this shard that a local connection is a member of.
     pub fn rooms_of(&self, id: &ConnectionId) -> Vec<Name> {
         self.rooms.rooms_of(id)
