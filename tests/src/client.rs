@@ -449,17 +449,32 @@ impl RawClient {
         })
     }
 
-    /// Reads up to the server's close frame and returns its code; what comes before is set aside or dropped.
+    /// Reads up to the server's close frame and returns its code; what comes before is set aside.
     #[track_caller]
     pub fn close_code(&mut self) -> Option<u16> {
+        match self.read_to_close() {
+            Incoming::Close(code, _) => code,
+            _ => panic!(
+                "the stream ended without a close frame; set aside: {}",
+                self.aside.len()
+            ),
+        }
+    }
+
+    /// Reads up to the server's close frame, or the end of the stream, and returns the code if there is one.
+    #[track_caller]
+    pub fn close_code_or_end(&mut self) -> Option<u16> {
+        match self.read_to_close() {
+            Incoming::Close(code, _) => code,
+            _ => None,
+        }
+    }
+
+    #[track_caller]
+    fn read_to_close(&mut self) -> Incoming {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.receive_within(deadline.saturating_duration_since(Instant::now())) {
-                Some(Incoming::Close(code, _)) => return code,
-                Some(Incoming::End) => panic!(
-                    "the stream ended without a close frame; set aside: {:?}",
-                    self.aside
-                ),
                 Some(Incoming::Text(text)) => {
                     let frame: Value = serde_json::from_str(&text).unwrap_or_default();
                     if !self.is_liveness(&frame) || self.see_liveness {
@@ -467,6 +482,7 @@ impl RawClient {
                     }
                 }
                 Some(Incoming::Binary(_) | Incoming::Ping(_) | Incoming::Pong(_)) => {}
+                Some(end) => return end,
                 None => panic!("not closed within {PATIENCE:?}"),
             }
         }
@@ -484,30 +500,6 @@ impl RawClient {
     #[track_caller]
     pub fn assert_ended(&mut self) {
         assert_eq!(self.receive(), Incoming::End, "nothing follows a close");
-    }
-
-    /// Reads whatever comes until the server has gone, and returns its close code if it sent one.
-    #[track_caller]
-    pub fn drain(&mut self) -> Option<u16> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut code = None;
-        loop {
-            match self.receive_within(deadline.saturating_duration_since(Instant::now())) {
-                Some(Incoming::Close(given, _)) => {
-                    code = given;
-                    drop(self.try_send_raw(&wire::close(1000, "")));
-                }
-                Some(Incoming::End) => return code,
-                Some(Incoming::Text(text)) => {
-                    let frame: Value = serde_json::from_str(&text).unwrap_or_default();
-                    if !self.is_liveness(&frame) || self.see_liveness {
-                        self.aside.push_back((frame, text));
-                    }
-                }
-                Some(_) => {}
-                None => panic!("still open after {PATIENCE:?}"),
-            }
-        }
     }
 
     /// What was read and not taken, in order.

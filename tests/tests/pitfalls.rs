@@ -9,7 +9,7 @@
 
 use std::net::TcpStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_tests::wire::{self, CLOSE, CONTINUATION, FIN, PING, TEXT};
 use mesh_tests::{Demo, RawClient, Upgrade, assert_error, until};
@@ -134,6 +134,7 @@ fn who_was_everywhere_is_nowhere() {
     client.send_command("never-responds", json!({}));
     client.send_command("sleep", json!({ "ms": 200 }));
     client.vanish();
+    let gone = Instant::now();
     until("every room forgets it", || {
         rooms
             .iter()
@@ -143,6 +144,11 @@ fn who_was_everywhere_is_nowhere() {
         witness.command("get-metadata", id.clone()).is_null()
     });
     until("the list forgets it", || demo.connections() == 1);
+    let took = gone.elapsed();
+    assert!(
+        took < Duration::from_secs(2),
+        "commands in flight held its cleanup up for {took:?}"
+    );
     for n in 0..20 {
         witness.succeed(
             "publish",

@@ -432,42 +432,67 @@ fn the_server_speaks_in_text_messages() {
     }
 }
 
+/// Two connections; the second is in a room and subscribed to a channel of this name.
+fn publisher_and_listener(demo: &Demo, name: &str) -> (RawClient, RawClient) {
+    let (publisher, mut listener) = (RawClient::connect(demo), RawClient::connect(demo));
+    let (room, channel) = (format!("room:{name}"), format!("chat:{name}"));
+    for (command, payload) in [
+        ("mesh/join-room", json!({ "roomName": room })),
+        ("mesh/subscribe-channel", json!({ "channel": channel })),
+    ] {
+        assert_eq!(listener.command(command, payload)["success"], true);
+    }
+    (publisher, listener)
+}
+
 #[test]
 fn events_of_one_publisher_keep_its_order() {
     let demo = Demo::shared();
-    let (mut publisher, mut subscriber) = (RawClient::connect(&demo), RawClient::connect(&demo));
-    let room = json!({ "roomName": "room:frames-order" });
-    assert_eq!(subscriber.command("mesh/join-room", room)["success"], true);
-    assert_eq!(
-        subscriber.command("mesh/subscribe-channel", json!({ "channel": "chat:order" }))["success"],
-        true
-    );
+    let (mut publisher, mut listener) = publisher_and_listener(&demo, "order");
     for n in 0..100 {
-        publisher.succeed(
-            "publish",
-            json!({ "channel": "chat:order", "message": n.to_string() }),
-        );
-        let event = json!({ "roomName": "room:frames-order", "command": "n", "payload": n });
+        let message = json!({ "channel": "chat:order", "message": n.to_string() });
+        publisher.succeed("publish", message);
+    }
+    for n in 0..100 {
+        let event = json!({ "channel": "chat:order", "message": n.to_string() });
+        assert_eq!(listener.next_frame()["payload"], event);
+    }
+    let to_room = |n: u32| json!({ "roomName": "room:order", "command": "n", "payload": n });
+    let to_one = json!({ "connectionId": listener.id(), "command": "n", "payload": 0 });
+    for (command, payload) in [("broadcast-room", to_room(0)), ("send-to", to_one)] {
+        for n in 0..100 {
+            let mut payload = payload.clone();
+            payload["payload"] = json!(n);
+            assert_eq!(publisher.command(command, payload), json!({ "sent": true }));
+        }
+        for n in 0..100 {
+            assert_eq!(
+                listener.next_frame(),
+                json!({ "command": "n", "payload": n })
+            );
+        }
+    }
+}
+
+#[test]
+fn events_of_one_publisher_keep_its_order_over_channels_rooms_and_connections() {
+    let demo = Demo::shared();
+    let (mut publisher, mut listener) = publisher_and_listener(&demo, "mixed");
+    for n in 0..100 {
+        let message = json!({ "channel": "chat:mixed", "message": n.to_string() });
+        publisher.succeed("publish", message);
+        let event = json!({ "roomName": "room:mixed", "command": "room", "payload": n });
         assert_eq!(
             publisher.command("broadcast-room", event),
             json!({ "sent": true })
         );
-        let event = json!({ "connectionId": subscriber.id(), "command": "to", "payload": n });
+        let event = json!({ "connectionId": listener.id(), "command": "to", "payload": n });
         assert_eq!(publisher.command("send-to", event), json!({ "sent": true }));
     }
-    for n in 0..100 {
-        assert_eq!(
-            subscriber.next_frame()["payload"],
-            json!({ "channel": "chat:order", "message": n.to_string() })
-        );
-        assert_eq!(
-            subscriber.next_frame(),
-            json!({ "command": "n", "payload": n })
-        );
-        assert_eq!(
-            subscriber.next_frame(),
-            json!({ "command": "to", "payload": n })
-        );
+    let came: Vec<Value> = (0..300).map(|_| listener.next_frame()).collect();
+    for (at, frame) in came.iter().enumerate() {
+        let (n, kind) = (at / 3, ["mesh/subscription-message", "room", "to"][at % 3]);
+        assert_eq!(frame["command"], kind, "event {at}, of round {n}: {frame}");
     }
 }
 

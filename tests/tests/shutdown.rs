@@ -152,7 +152,7 @@ fn a_second_signal_changes_nothing_for_the_worse() {
     let signalled = Instant::now();
     demo.signal("TERM");
     demo.signal("TERM");
-    assert_eq!(client.drain(), Some(1001));
+    client.assert_closed(1001);
     let outcome = demo.end(signalled);
     assert!(outcome.took < END, "{:?}", outcome.took);
     assert_eq!(outcome.status.code(), Some(0), "{outcome:?}");
