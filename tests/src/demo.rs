@@ -215,7 +215,7 @@ impl Pipe for ChildStdout {}
 impl Pipe for ChildStderr {}
 
 /// How much of a pipe is kept, its newest part: a server under abuse has much to log.
-const SAID_BYTES_MAX: usize = 256 << 10;
+const SAID_BYTES_MAX: usize = 8 << 10;
 
 /// Reads a pipe to its end, so that the child never blocks on it.
 fn collect<P: Pipe>(mut pipe: BufReader<P>) -> Arc<Mutex<String>> {
