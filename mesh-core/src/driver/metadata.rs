@@ -5,9 +5,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::ServerError;
 use crate::{backend::Json, protocol::EncodeError};
 
-/// Reads a stored document.
+/// Reads a stored document. One that is `null` is none.
 pub(super) fn typed<T: DeserializeOwned>(stored: Option<&Json>) -> Result<Option<T>, ServerError> {
     stored
+        .filter(|json| &***json != "null")
         .map(|json| {
             serde_json::from_str(json).map_err(|error| ServerError::Shape(error.to_string()))
         })
