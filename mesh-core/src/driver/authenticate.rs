@@ -34,7 +34,13 @@ pub struct UpgradeRequest {
 impl UpgradeRequest {
     /// The value of a header field, if it is there once and is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.headers.get(name)?.to_str().ok()
+        let mut values = self.head.headers.get_all(name).iter();
+        let value = values.next()?;
+        // Which of two is meant would be a guess, and another reader's guess may differ.
+        if values.next().is_some() {
+            return None;
+        }
+        value.to_str().ok()
     }
 
     /// The token of `Authorization: Bearer …`.
