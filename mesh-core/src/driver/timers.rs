@@ -61,7 +61,8 @@ impl Timers {
     }
 
     fn instant(&self, tick: Tick) -> Instant {
-        self.epoch + TICK * u32::try_from(tick).unwrap_or(u32::MAX)
+        let nanos = TICK.as_nanos() as u64;
+        self.epoch + Duration::from_nanos(tick.saturating_mul(nanos))
     }
 
     /// Moves a connection's entry from one tick to another; either may be none.
