@@ -53,14 +53,14 @@ impl MeshServerBuilder {
     /// How often the server pings. Default 30 s.
     #[must_use]
     pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.config.ping_interval = at_least_a_tick(interval);
+        self.config.ping_interval = bounded(interval);
         self
     }
 
     /// How often the server measures the round trip. Default 5 s.
     #[must_use]
     pub fn latency_interval(mut self, interval: Duration) -> Self {
-        self.config.latency_interval = at_least_a_tick(interval);
+        self.config.latency_interval = bounded(interval);
         self
     }
 
@@ -81,6 +81,9 @@ impl MeshServerBuilder {
     #[must_use]
     pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.config.limits);
+        let limits = &mut self.config.limits;
+        limits.close_time_max = limits.close_time_max.min(YEAR);
+        limits.handshake_time_max = limits.handshake_time_max.min(YEAR);
         self
     }
 
@@ -109,7 +112,7 @@ impl MeshServerBuilder {
     /// How long commands in flight may run on at shutdown. Default 1.5 s.
     #[must_use]
     pub fn drain_time(mut self, time: Duration) -> Self {
-        self.drain_time = time;
+        self.drain_time = time.min(YEAR);
         self
     }
 
@@ -206,9 +209,12 @@ impl MeshServerBuilder {
     }
 }
 
+/// As good as never. Adding the longest duration there is to an instant would overflow.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 /// An interval of nothing would be a connection that is always due.
-fn at_least_a_tick(interval: Duration) -> Duration {
-    interval.max(Duration::from_millis(10))
+fn bounded(interval: Duration) -> Duration {
+    interval.clamp(Duration::from_millis(10), YEAR)
 }
 
 impl fmt::Debug for MeshServerBuilder {
