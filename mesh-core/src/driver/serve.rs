@@ -52,9 +52,7 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
 }
 
 async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, Admission)> {
-    if let Err(error) = server.start().await {
-        tracing::warn!(%error, "a connection came while the backend could not be reached");
-    }
+    let started = server.start().await;
     let id = server.new_connection_id();
     let now = server.runtime.now();
     let mut machine = Machine::new(Arc::clone(&server.config), now);
@@ -77,11 +75,17 @@ async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, 
         .connections_total
         .fetch_add(1, Ordering::Relaxed);
     shared.arm(shared.lock());
-    let registered = server
-        .request(id.as_str(), |shard, done| {
-            shard.handle_open(&id, Arc::clone(&shared), admission.metadata.clone(), done);
-        })
-        .await;
+    let registered = match started {
+        Ok(()) => {
+            let metadata = admission.metadata.clone();
+            server
+                .request(id.as_str(), |shard, done| {
+                    shard.handle_open(&id, Arc::clone(&shared), metadata, done);
+                })
+                .await
+        }
+        Err(error) => Err(error.into()),
+    };
     let connection = Connection { shared };
     if let Err(error) = registered {
         tracing::warn!(%id, %error, "a connection could not be registered");

@@ -87,7 +87,14 @@ pub(super) struct Inner {
     random: Mutex<ChaCha12Rng>,
     next_number: AtomicU64,
     started: AtomicBool,
-    starting: futures_util::lock::Mutex<()>,
+    starting: futures_util::lock::Mutex<Begun>,
+}
+
+/// How far the start has come, so that one that failed goes on where it was.
+#[derive(Debug, Default)]
+struct Begun {
+    ticking: bool,
+    opened: bool,
 }
 
 /// The parts that a builder decides on.
@@ -129,7 +136,7 @@ impl Inner {
             random: Mutex::new(random),
             next_number: AtomicU64::new(0),
             started: AtomicBool::new(false),
-            starting: futures_util::lock::Mutex::new(()),
+            starting: futures_util::lock::Mutex::default(),
         }
     }
 
@@ -138,19 +145,26 @@ impl Inner {
         if self.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _one = self.starting.lock().await;
+        let mut begun = self.starting.lock().await;
         if self.started.load(Ordering::Acquire) {
             return Ok(());
         }
-        let instance = self.instance_id.clone();
-        self.backend.execute(Op::OpenInstance { instance }).await?;
+        if !begun.ticking {
+            // Deadlines hold with or without a backend.
+            begun.ticking = true;
+            self.runtime.spawn(Box::pin(Ticker::new(
+                Arc::clone(&self.timers),
+                Arc::clone(&self.runtime),
+            )));
+        }
+        if !begun.opened {
+            let instance = self.instance_id.clone();
+            self.backend.execute(Op::OpenInstance { instance }).await?;
+            begun.opened = true;
+        }
         let topics = vec![Topic::All, Topic::Instance(self.instance_id.clone())];
         self.backend.execute(Op::Subscribe { topics }).await?;
         self.started.store(true, Ordering::Release);
-        self.runtime.spawn(Box::pin(Ticker::new(
-            Arc::clone(&self.timers),
-            Arc::clone(&self.runtime),
-        )));
         let mut notices = self.backend.notices();
         let server = Arc::downgrade(self);
         self.runtime.spawn(Box::pin(async move {
