@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::{Duration, Instant},
@@ -130,12 +130,7 @@ async fn close(
     };
     futures_util::join!(farewell, server.hooks.disconnected(&connection));
     shared.lock().waiting = BTreeMap::new();
-    let grace = if server.stopping.is_set() {
-        Duration::ZERO
-    } else {
-        HANDLER_GRACE
-    };
-    handlers_end(&server, shared, grace).await;
+    handlers_end(&server, shared).await;
 }
 
 /// Sends what is left, then the close frame, and waits for the peer's, as long as the machine allows. Tells what ended the
@@ -183,12 +178,16 @@ async fn farewell(
     fault
 }
 
-/// Waits for the handlers that still run, then drops them: a handler that never ends must not outlive its client for ever.
-async fn handlers_end(server: &Arc<Inner>, shared: &Arc<Shared>, grace: Duration) {
+/// Waits for the handlers that still run, then drops them: a handler that never ends must not outlive its client for ever, nor keep a
+/// server that ends.
+async fn handlers_end(server: &Arc<Inner>, shared: &Arc<Shared>) {
     if shared.lock().running.is_empty() {
         return;
     }
-    let mut timer = server.runtime.sleep_until(server.runtime.now() + grace);
+    let mut timer = server
+        .runtime
+        .sleep_until(server.runtime.now() + HANDLER_GRACE);
+    let mut stopping = pin!(server.stopping.wait());
     poll_fn(|cx| {
         let mut state = shared.lock();
         if state.running.is_empty() {
@@ -196,6 +195,9 @@ async fn handlers_end(server: &Arc<Inner>, shared: &Arc<Shared>, grace: Duration
         }
         state.waker = Some(cx.waker().clone());
         drop(state);
+        if stopping.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         timer.as_mut().poll(cx)
     })
     .await;

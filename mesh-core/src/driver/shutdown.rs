@@ -1,9 +1,11 @@
 //! Ending a server without losing what it acknowledged.
 
 use std::{
-    future::poll_fn,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Poll, Waker},
+    collections::BTreeMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -22,36 +24,78 @@ const BATCH_PAUSE: Duration = Duration::from_millis(10);
 /// How often the end of the last connections is looked for.
 const POLL: Duration = Duration::from_millis(5);
 
-/// Has the end begun? Whoever accepts connections waits for it.
+/// Has the end begun? Whoever accepts connections waits for it, and handlers whose client is gone end with it.
 #[derive(Debug, Default)]
-pub(super) struct Stopping(Mutex<(bool, Vec<Waker>)>);
+pub(super) struct Stopping(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    set: bool,
+    last: u64,
+    waiting: BTreeMap<u64, Waker>,
+}
 
 impl Stopping {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn is_set(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.state().set
     }
 
     /// True if it had not begun before.
     fn set(&self) -> bool {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = !std::mem::replace(&mut state.0, true);
-        for waker in std::mem::take(&mut state.1) {
+        let (first, waiting) = {
+            let mut state = self.state();
+            let first = !std::mem::replace(&mut state.set, true);
+            (first, std::mem::take(&mut state.waiting))
+        };
+        for waker in waiting.into_values() {
             waker.wake();
         }
         first
     }
 
-    pub(super) async fn wait(&self) {
-        poll_fn(|cx| {
-            let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if state.0 {
-                return Poll::Ready(());
-            }
-            state.1.retain(|waker| !waker.will_wake(cx.waker()));
-            state.1.push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+    pub(super) fn wait(&self) -> Wait<'_> {
+        Wait {
+            stopping: self,
+            number: None,
+        }
+    }
+}
+
+/// Ready when the end has begun. One that is dropped before leaves nothing behind.
+#[derive(Debug)]
+pub(super) struct Wait<'a> {
+    stopping: &'a Stopping,
+    number: Option<u64>,
+}
+
+impl Future for Wait<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.stopping.state();
+        if state.set {
+            return Poll::Ready(());
+        }
+        let number = self.number.unwrap_or_else(|| {
+            state.last += 1;
+            state.last
+        });
+        state.waiting.insert(number, cx.waker().clone());
+        drop(state);
+        self.number = Some(number);
+        Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.stopping.state().waiting.remove(&number);
+        }
     }
 }
 
@@ -76,8 +120,9 @@ impl MeshServer {
             pause(server, POLL).await;
         }
         if first {
-            server.ask(Op::CloseInstance).await?;
+            let told = server.ask(Op::CloseInstance).await;
             server.timers.close();
+            told?;
         }
         Ok(())
     }
