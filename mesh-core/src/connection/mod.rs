@@ -357,6 +357,11 @@ impl Connection {
         matches!(self.state, State::Open)
     }
 
+    /// Is the socket gone, or given up? Nothing will ever be sent again.
+    pub fn is_gone(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
     /// Commands that have no reply yet.
     pub fn commands_in_flight(&self) -> usize {
         self.in_flight.len()

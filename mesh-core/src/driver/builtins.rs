@@ -171,7 +171,7 @@ impl BuiltinCall<'_> {
         let history = history.min(server.config.limits.history_max);
         self.answered(TicketKind::Subscribed, |done| {
             server.with_shard(&channel, |shard| {
-                shard.subscribe(&channel, shared.id.clone(), shared, history, done);
+                server.subscribe(shard, &channel, shared, history, done);
             });
         })
         .await
@@ -215,7 +215,7 @@ impl BuiltinCall<'_> {
         server.reserve_membership(&shared, &room, |shard| shard.is_member(&room, &shared.id))?;
         self.answered(TicketKind::Joined, |done| {
             server.with_shard(&room, |shard| {
-                shard.join(&room, shared.id.clone(), shared, true, done);
+                server.join(shard, &room, shared, true, done);
             });
         })
         .await

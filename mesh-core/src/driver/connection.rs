@@ -251,6 +251,11 @@ impl Shared {
         self.arm(state);
     }
 
+    /// Is the socket gone?
+    pub(super) fn is_gone(&self) -> bool {
+        self.lock().machine.is_gone()
+    }
+
     /// A deadline of this connection passed, unless `tick` is an old one.
     pub(super) fn handle_timeout(self: &Arc<Self>, tick: Tick, now: Instant) {
         let mut state = self.lock();

@@ -289,7 +289,7 @@ impl MeshServer {
         let outcome = self
             .inner
             .request(&room, |shard, done| {
-                shard.join(&room, id, shared, false, done);
+                self.inner.join(shard, &room, shared, false, done);
             })
             .await?;
         Ok(matches!(outcome, Outcome::Joined { new: true, .. }))

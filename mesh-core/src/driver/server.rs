@@ -240,6 +240,41 @@ impl Inner {
         Ok(answer.await.unwrap_or(Err(InstanceError::Gone))?)
     }
 
+    /// Makes a connection a member, unless it has gone.
+    ///
+    /// Asked under the shard's lock: a connection is marked as gone before it is taken out of the shards, so it either is gone here
+    /// or is still to be taken out. A handler that outlives its client leaves no ghost.
+    pub(super) fn join(
+        &self,
+        shard: &mut Shard,
+        room: &Name,
+        connection: Arc<Shared>,
+        present: bool,
+        done: Completion,
+    ) {
+        if connection.is_gone() {
+            self.complete(done, Err(InstanceError::Gone));
+        } else {
+            shard.join(room, connection.id.clone(), connection, present, done);
+        }
+    }
+
+    /// Subscribes a connection, unless it has gone; as for [`join`](Self::join).
+    pub(super) fn subscribe(
+        &self,
+        shard: &mut Shard,
+        channel: &Name,
+        connection: Arc<Shared>,
+        history: usize,
+        done: Completion,
+    ) {
+        if connection.is_gone() {
+            self.complete(done, Err(InstanceError::Gone));
+        } else {
+            shard.subscribe(channel, connection.id.clone(), connection, history, done);
+        }
+    }
+
     fn act<R>(self: &Arc<Self>, index: usize, act: impl FnOnce(&mut Shard) -> R) -> R {
         let mut asks = VecDeque::new();
         let result = {
