@@ -268,7 +268,9 @@ impl BuiltinCall<'_> {
         let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
         let replace = request.options.unwrap_or_default().strategy == MetadataStrategy::Replace;
         let authenticated = self.ctx.connection.shared.authenticated.as_ref();
-        let Some(change) = client_change(request.metadata.get(), replace, authenticated) else {
+        let current = server.local_metadata(self.ctx.connection.id()).flatten();
+        let wished = request.metadata.get();
+        let Some(change) = client_change(wished, replace, authenticated, current.as_ref()) else {
             return self.reply(&SuccessReply { success: false });
         };
         let max = server.config.limits.metadata_bytes_max;
@@ -283,12 +285,13 @@ impl BuiltinCall<'_> {
     }
 }
 
-/// What a client's wish comes to: the keys that `authenticate` set stay as they are. `None` where all of the
-/// document is the server's.
+/// What a client's wish comes to: the keys that `authenticate` set are the server's and stay as they are now, which may be
+/// another value than then, or none. `None` where all of the document is the server's.
 fn client_change(
     wished: &str,
     replace: bool,
     authenticated: Option<&Json>,
+    current: Option<&Json>,
 ) -> Option<MetadataChange> {
     use serde_json::{Map, Value};
     let change = |json: Json| {
@@ -305,7 +308,13 @@ fn client_change(
         return None;
     };
     let mut wished: Map<String, Value> = serde_json::from_str(wished).ok()?;
-    wished.extend(fixed);
+    wished.retain(|key, _| !fixed.contains_key(key));
+    if replace
+        && let Some(Ok(Value::Object(current))) = current.map(|json| serde_json::from_str(json))
+    {
+        let kept = current.into_iter();
+        wished.extend(kept.filter(|(key, _)| fixed.contains_key(key)));
+    }
     Some(change(Value::Object(wished).to_string().into()))
 }
 
@@ -377,16 +386,23 @@ mod tests {
     #[test]
     fn what_authenticate_set_stays() {
         let fixed = Some(r#"{"userId":1}"#.into());
-        let change = client_change(r#"{"userId":2,"name":"x"}"#, true, fixed.as_ref());
+        let now = Some(r#"{"userId":3,"old":1}"#.into());
+        let wish = r#"{"userId":2,"name":"x"}"#;
+        let merge = client_change(wish, false, fixed.as_ref(), now.as_ref());
+        assert_eq!(merge, Some(MetadataChange::Merge(r#"{"name":"x"}"#.into())));
+        let change = client_change(wish, true, fixed.as_ref(), now.as_ref());
         let Some(MetadataChange::Replace(json)) = change else {
             panic!("{change:?}");
         };
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(json, serde_json::json!({"userId": 1, "name": "x"}));
-        assert_eq!(client_change("[1]", true, fixed.as_ref()), None);
-        assert_eq!(client_change("{}", false, Some("7".into()).as_ref()), None);
+        assert_eq!(json, serde_json::json!({"userId": 3, "name": "x"}));
+        assert_eq!(client_change("[1]", true, fixed.as_ref(), None), None);
         assert_eq!(
-            client_change("[1]", false, None),
+            client_change("{}", false, Some("7".into()).as_ref(), None),
+            None
+        );
+        assert_eq!(
+            client_change("[1]", false, None, None),
             Some(MetadataChange::Merge("[1]".into()))
         );
     }
