@@ -24,6 +24,10 @@ mod server;
 mod shutdown;
 mod socket;
 mod stream;
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 pub use authenticate::{Accept, Admission, FrontDoor, Refusal, UpgradeRequest};

@@ -1,0 +1,635 @@
+//! A runtime whose clock is simulated, a socket that is a script, and a backend that can be told to stall or fail.
+//!
+//! Everything runs on the test's own thread, in an order that depends on nothing but the test.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use super::{
+    Admission, CloseFrame, MeshServer, MeshServerBuilder, Runtime, Socket, SocketError, Task, Timer,
+};
+use crate::{
+    backend::{
+        Backend, BackendError, BoxFuture, BoxStream, MemoryBackend, MemoryCluster, Notice, Op,
+        Reply,
+    },
+    websocket::{Message, TextFrame},
+};
+
+/// More polls than this without time passing is a spin.
+const POLLS_MAX: usize = 200_000;
+
+#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+fn origin() -> Instant {
+    Instant::now()
+}
+
+/// The world of one test: a clock that only [`advance`](Self::advance) moves, and every task on it.
+#[derive(Clone, Debug)]
+pub(super) struct Sim(Arc<Clock>);
+
+#[derive(Debug)]
+struct Clock {
+    state: Arc<Mutex<State>>,
+    ready: Arc<Mutex<Ready>>,
+}
+
+struct State {
+    now: Instant,
+    tasks: BTreeMap<u64, Task>,
+    timers: BTreeMap<(Instant, u64), Waker>,
+    last: u64,
+    seeds: u8,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("tasks", &self.tasks.len())
+            .field("timers", &self.timers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ready {
+    queue: VecDeque<u64>,
+    queued: BTreeSet<u64>,
+}
+
+struct TaskWaker {
+    id: u64,
+    ready: Arc<Mutex<Ready>>,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        let mut ready = self.ready.lock().unwrap();
+        if ready.queued.insert(self.id) {
+            ready.queue.push_back(self.id);
+        }
+    }
+}
+
+impl Sim {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Clock {
+            state: Arc::new(Mutex::new(State {
+                now: origin(),
+                tasks: BTreeMap::new(),
+                timers: BTreeMap::new(),
+                last: 0,
+                seeds: 0,
+            })),
+            ready: Arc::default(),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    /// Lets every task go on until all of them wait for something.
+    pub(super) fn run(&self) {
+        for _ in 0..POLLS_MAX {
+            let Some(id) = ({
+                let mut ready = self.0.ready.lock().unwrap();
+                let id = ready.queue.pop_front();
+                if let Some(id) = id {
+                    ready.queued.remove(&id);
+                }
+                id
+            }) else {
+                return;
+            };
+            let Some(mut task) = self.state().tasks.remove(&id) else {
+                continue;
+            };
+            let ready = Arc::clone(&self.0.ready);
+            let waker = Waker::from(Arc::new(TaskWaker { id, ready }));
+            if task
+                .as_mut()
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+            {
+                self.state().tasks.insert(id, task);
+            }
+        }
+        panic!("the driver spins");
+    }
+
+    /// Lets time pass, timer by timer.
+    pub(super) fn advance(&self, by: Duration) {
+        self.run();
+        let until = self.state().now + by;
+        while self.next_timer(until) {
+            self.run();
+        }
+        self.state().now = until;
+        self.run();
+    }
+
+    /// Jumps to the next timer at or before `until`.
+    fn next_timer(&self, until: Instant) -> bool {
+        let mut state = self.state();
+        let Some((&(at, _), _)) = state.timers.first_key_value() else {
+            return false;
+        };
+        if at > until {
+            return false;
+        }
+        state.now = state.now.max(at);
+        let now = state.now;
+        let later = state.timers.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut state.timers, later);
+        drop(state);
+        for waker in due.into_values() {
+            waker.wake();
+        }
+        true
+    }
+
+    /// Starts a future; its output is there once it is done.
+    pub(super) fn start<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Started<T> {
+        let output = Arc::new(Mutex::new(None));
+        let slot = Arc::clone(&output);
+        self.0.spawn(Box::pin(async move {
+            let value = future.await;
+            *slot.lock().unwrap() = Some(value);
+        }));
+        Started(output)
+    }
+
+    /// Runs a future that needs no time to pass.
+    pub(super) fn wait<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
+        let started = self.start(future);
+        self.run();
+        started.take().expect("it waits for something")
+    }
+
+    pub(super) fn runtime(&self) -> Arc<dyn Runtime> {
+        Arc::clone(&self.0) as Arc<dyn Runtime>
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.state().now
+    }
+
+    pub(super) fn build(&self, builder: MeshServerBuilder) -> MeshServer {
+        builder.build_on(self.runtime())
+    }
+
+    pub(super) fn server(&self) -> MeshServer {
+        self.build(MeshServer::builder())
+    }
+
+    /// Connects a client and reads its id.
+    pub(super) fn connect(&self, server: &MeshServer) -> Client {
+        let client = self.dial(server);
+        self.greeted(client)
+    }
+
+    /// Serves a client that the front door let in, and reads its id.
+    pub(super) fn serve(&self, server: &MeshServer, admission: Admission) -> Client {
+        let client = self.attach(server, admission);
+        self.greeted(client)
+    }
+
+    fn greeted(&self, mut client: Client) -> Client {
+        self.run();
+        let first = client.frames().remove(0);
+        assert_eq!(first["command"], "mesh/assign-id");
+        client.id = first["payload"].as_str().unwrap().to_owned();
+        client
+    }
+
+    /// Connects a client without waiting for anything.
+    pub(super) fn dial(&self, server: &MeshServer) -> Client {
+        self.attach(server, server.admit(None).unwrap())
+    }
+
+    /// A socket whose client does nothing.
+    pub(super) fn socket(&self) -> impl Socket + use<> {
+        Script(Arc::default())
+    }
+
+    fn attach(&self, server: &MeshServer, admission: Admission) -> Client {
+        let wire = Arc::new(Mutex::new(Wire {
+            answers_close: true,
+            ..Wire::default()
+        }));
+        let socket = Script(Arc::clone(&wire));
+        let task = server.serve(admission, Box::new(socket));
+        self.0.spawn(Box::pin(task));
+        Client {
+            sim: self.clone(),
+            wire,
+            id: String::new(),
+            last: 0,
+        }
+    }
+}
+
+/// A future under way.
+pub(super) struct Started<T>(Arc<Mutex<Option<T>>>);
+
+impl<T> Started<T> {
+    pub(super) fn is_done(&self) -> bool {
+        self.0.lock().unwrap().is_some()
+    }
+
+    pub(super) fn take(&self) -> Option<T> {
+        self.0.lock().unwrap().take()
+    }
+}
+
+impl Runtime for Clock {
+    fn now(&self) -> Instant {
+        self.state.lock().unwrap().now
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>> {
+        let mut state = self.state.lock().unwrap();
+        state.last += 1;
+        let id = state.last;
+        drop(state);
+        Box::pin(SimTimer {
+            state: Arc::clone(&self.state),
+            deadline,
+            id,
+        })
+    }
+
+    fn spawn(&self, task: Task) {
+        let mut state = self.state.lock().unwrap();
+        state.last += 1;
+        let id = state.last;
+        state.tasks.insert(id, task);
+        drop(state);
+        let ready = Arc::clone(&self.ready);
+        Waker::from(Arc::new(TaskWaker { id, ready })).wake();
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        let mut state = self.state.lock().unwrap();
+        state.seeds += 1;
+        [state.seeds; 32]
+    }
+}
+
+struct SimTimer {
+    state: Arc<Mutex<State>>,
+    deadline: Instant,
+    id: u64,
+}
+
+impl Future for SimTimer {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state.lock().unwrap();
+        let key = (self.deadline, self.id);
+        if state.now >= self.deadline {
+            state.timers.remove(&key);
+            return Poll::Ready(());
+        }
+        state.timers.insert(key, cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Timer for SimTimer {
+    fn reset(mut self: Pin<&mut Self>, deadline: Instant) {
+        let key = (self.deadline, self.id);
+        self.state.lock().unwrap().timers.remove(&key);
+        self.deadline = deadline;
+    }
+}
+
+impl Drop for SimTimer {
+    fn drop(&mut self) {
+        let key = (self.deadline, self.id);
+        self.state.lock().unwrap().timers.remove(&key);
+    }
+}
+
+/// What lies between a client and its socket.
+#[derive(Default)]
+struct Wire {
+    inbound: VecDeque<String>,
+    /// How the client ended its side, once `inbound` is read.
+    end: Option<End>,
+    outbound: Vec<String>,
+    close: Option<CloseFrame>,
+    /// The client takes nothing.
+    blocked: bool,
+    answers_close: bool,
+    /// The server let go of the socket.
+    dropped: bool,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Close,
+    Vanish,
+}
+
+struct Script(Arc<Mutex<Wire>>);
+
+impl Socket for Script {
+    fn poll_receive(
+        &mut self,
+        cx: &mut Context<'_>,
+        receive: &mut dyn FnMut(Message<'_>),
+    ) -> Poll<Result<(), SocketError>> {
+        let mut wire = self.0.lock().unwrap();
+        if wire.inbound.is_empty() {
+            return match wire.end {
+                Some(End::Close) => Poll::Ready(Err(SocketError::Closed(None))),
+                Some(End::Vanish) => Poll::Ready(Err(SocketError::Gone)),
+                None => {
+                    wire.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            };
+        }
+        let batch: Vec<String> = wire.inbound.drain(..).collect();
+        drop(wire);
+        for message in batch {
+            receive(Message::Text(&message));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        queue: &mut VecDeque<TextFrame>,
+    ) -> Poll<Result<(), SocketError>> {
+        let mut wire = self.0.lock().unwrap();
+        assert!(wire.close.is_none(), "wrote after the close frame");
+        if wire.blocked && !queue.is_empty() {
+            wire.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let sent = queue.drain(..).map(|frame| frame.text().to_owned());
+        wire.outbound.extend(sent);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(
+        &mut self,
+        cx: &mut Context<'_>,
+        close: &CloseFrame,
+    ) -> Poll<Result<(), SocketError>> {
+        let mut wire = self.0.lock().unwrap();
+        wire.waker = Some(cx.waker().clone());
+        if wire.blocked {
+            return Poll::Pending;
+        }
+        wire.close.get_or_insert_with(|| close.clone());
+        if wire.end.is_some() || wire.answers_close {
+            return Poll::Ready(Ok(()));
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().dropped = true;
+    }
+}
+
+/// The far end of a connection.
+pub(super) struct Client {
+    sim: Sim,
+    wire: Arc<Mutex<Wire>>,
+    pub(super) id: String,
+    last: u32,
+}
+
+impl Client {
+    fn wire(&self) -> MutexGuard<'_, Wire> {
+        self.wire.lock().unwrap()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Wire)) {
+        let waker = {
+            let mut wire = self.wire();
+            change(&mut wire);
+            wire.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn send_text(&self, text: &str) {
+        self.change(|wire| wire.inbound.push_back(text.to_owned()));
+    }
+
+    /// Sends several messages that arrive in one read.
+    pub(super) fn send_all(&mut self, commands: &[(&str, Value)]) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let mut texts = Vec::new();
+        for (command, payload) in commands {
+            self.last += 1;
+            ids.push(self.last);
+            let frame = json!({"id": self.last, "command": command, "payload": payload});
+            texts.push(frame.to_string());
+        }
+        self.change(|wire| wire.inbound.extend(texts));
+        ids
+    }
+
+    pub(super) fn send(&mut self, command: &str, payload: Value) -> u32 {
+        self.send_all(&[(command, payload)])[0]
+    }
+
+    /// A command and its reply's payload. What comes before the reply is dropped.
+    pub(super) fn call(&mut self, command: &str, payload: Value) -> Value {
+        let id = self.send(command, payload);
+        self.sim.run();
+        let mut frames = self.frames().into_iter();
+        let reply = frames.find(|frame| frame["id"] == id);
+        let reply = reply.unwrap_or_else(|| panic!("no reply to {command}"));
+        assert_eq!(reply["command"], command);
+        reply["payload"].clone()
+    }
+
+    /// The error code that a command is answered with.
+    pub(super) fn code(&mut self, command: &str, payload: Value) -> String {
+        let reply = self.call(command, payload);
+        reply["code"].as_str().unwrap_or("none").to_owned()
+    }
+
+    /// What arrived since the last look.
+    pub(super) fn frames(&self) -> Vec<Value> {
+        let texts = std::mem::take(&mut self.wire().outbound);
+        texts
+            .iter()
+            .map(|text| serde_json::from_str(text).unwrap())
+            .collect()
+    }
+
+    /// The ids of the replies among them, in order.
+    pub(super) fn replies(&self) -> Vec<u64> {
+        let frames = self.frames();
+        frames
+            .iter()
+            .filter_map(|frame| frame["id"].as_u64())
+            .collect()
+    }
+
+    /// The events among them, as `name payload`, without those of liveness.
+    pub(super) fn events(&self) -> Vec<String> {
+        self.frames()
+            .iter()
+            .filter(|frame| frame["id"].is_null())
+            .map(|frame| {
+                format!(
+                    "{} {}",
+                    frame["command"].as_str().unwrap(),
+                    frame["payload"]
+                )
+            })
+            .filter(|event| !event.starts_with("ping ") && !event.starts_with("latency"))
+            .collect()
+    }
+
+    /// Ends its side, politely.
+    pub(super) fn close(&self) {
+        self.change(|wire| wire.end = Some(End::Close));
+    }
+
+    /// Is gone without a word.
+    pub(super) fn vanish(&self) {
+        self.change(|wire| wire.end = Some(End::Vanish));
+    }
+
+    /// Takes nothing more, or again.
+    pub(super) fn block(&self, blocked: bool) {
+        self.change(|wire| wire.blocked = blocked);
+    }
+
+    /// Never answers a close frame.
+    pub(super) fn ignore_close(&self) {
+        self.change(|wire| wire.answers_close = false);
+    }
+
+    /// The code of the server's close frame.
+    pub(super) fn close_code(&self) -> Option<u16> {
+        self.wire().close.as_ref().map(|frame| frame.code.as_u16())
+    }
+
+    /// Did the server let go of the socket?
+    pub(super) fn is_dropped(&self) -> bool {
+        self.wire().dropped
+    }
+}
+
+/// Something to wait for.
+#[derive(Clone, Default)]
+pub(super) struct Gate(Arc<Mutex<(bool, Vec<Waker>)>>);
+
+impl Gate {
+    pub(super) fn open(&self) {
+        let mut state = self.0.lock().unwrap();
+        state.0 = true;
+        for waker in std::mem::take(&mut state.1) {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn shut(&self) {
+        self.0.lock().unwrap().0 = false;
+    }
+
+    pub(super) fn wait(&self) -> impl Future<Output = ()> + Send + use<> {
+        let gate = self.clone();
+        poll_fn(move |cx| {
+            let mut state = gate.0.lock().unwrap();
+            if state.0 {
+                return Poll::Ready(());
+            }
+            state.1.push(cx.waker().clone());
+            Poll::Pending
+        })
+    }
+}
+
+/// A memory backend that stalls or fails on demand, by the names of operations.
+pub(super) struct Moody {
+    inner: Arc<MemoryBackend>,
+    mood: Mood,
+}
+
+/// What is wrong with a [`Moody`] backend.
+#[derive(Clone, Default)]
+pub(super) struct Mood {
+    /// Operations of these names take effect at once, and their answers wait for the gate.
+    pub(super) slow: Arc<Mutex<Vec<&'static str>>>,
+    /// Operations of these names fail, without effect.
+    pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
+    pub(super) gate: Gate,
+}
+
+impl Moody {
+    pub(super) fn new(cluster: &MemoryCluster) -> (Self, Mood) {
+        let mood = Mood::default();
+        let backend = Self {
+            inner: Arc::new(cluster.backend()),
+            mood: mood.clone(),
+        };
+        (backend, mood)
+    }
+}
+
+impl Backend for Moody {
+    fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>> {
+        let debug = format!("{op:?}");
+        let is = |names: &Mutex<Vec<&'static str>>| {
+            let names = names.lock().unwrap();
+            names
+                .iter()
+                .any(|name| debug.split(' ').next() == Some(name))
+        };
+        if is(&self.mood.failing) {
+            let error = BackendError::Unavailable("moody".to_owned());
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        let slow = is(&self.mood.slow).then(|| self.mood.gate.wait());
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let reply = inner.execute(op).await;
+            if let Some(opened) = slow {
+                opened.await;
+            }
+            reply
+        })
+    }
+
+    fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
+        self.inner.notices()
+    }
+
+    fn name(&self) -> &'static str {
+        "moody"
+    }
+}

@@ -1,0 +1,264 @@
+//! Two servers on one cluster.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    backend::MemoryCluster,
+    driver::{
+        CloseCode, Membership, MeshServer, ServerError,
+        testkit::{Client, Sim},
+    },
+};
+
+struct Pair {
+    sim: Sim,
+    one: MeshServer,
+    two: MeshServer,
+    /// Of `one`.
+    ann: Client,
+    /// Of `two`.
+    bob: Client,
+}
+
+macro_rules! on {
+    ($pair:expr, $server:ident, |$name:ident| $body:expr) => {{
+        let $name = $pair.$server.clone();
+        $pair.sim.wait(async move { $body.await })
+    }};
+}
+
+fn pair() -> Pair {
+    let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+    let build = || {
+        let server = sim.build(MeshServer::builder().backend(cluster.backend()));
+        server.expose_channel("c");
+        server.expose_room("r");
+        server
+    };
+    let (one, two) = (build(), build());
+    let (ann, bob) = (sim.connect(&one), sim.connect(&two));
+    Pair {
+        sim,
+        one,
+        two,
+        ann,
+        bob,
+    }
+}
+
+impl Pair {
+    fn events(&self) -> (Vec<String>, Vec<String>) {
+        self.sim.run();
+        (self.ann.events(), self.bob.events())
+    }
+
+    fn join_both(&mut self) {
+        for client in [&mut self.ann, &mut self.bob] {
+            let joined = client.call("mesh/join-room", json!({"roomName": "r"}));
+            assert_eq!(joined["success"], true);
+        }
+    }
+}
+
+fn both(ann: &[&str], bob: &[&str]) -> (Vec<String>, Vec<String>) {
+    let own = |events: &[&str]| events.iter().map(|event| (*event).to_owned()).collect();
+    (own(ann), own(bob))
+}
+
+#[test]
+fn broadcasts_cross() {
+    let pair = pair();
+    on!(pair, one, |s| s.broadcast("all", 1)).unwrap();
+    let (ann, bob) = (pair.ann.id.clone(), pair.bob.id.clone());
+    on!(pair, one, |s| s.broadcast_exclude("all", 2, [bob])).unwrap();
+    on!(pair, two, |s| s.broadcast_exclude("all", 3, [ann])).unwrap();
+    assert_eq!(
+        pair.events(),
+        both(&["all 1", "all 2"], &["all 1", "all 3"])
+    );
+}
+
+#[test]
+fn room_events_cross_and_a_cleared_room_is_empty_everywhere() {
+    let mut pair = pair();
+    pair.join_both();
+    on!(pair, one, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    let (ann, bob) = (pair.ann.id.clone(), pair.bob.id.clone());
+    on!(pair, one, |s| s.broadcast_room_exclude("r", "hi", 2, [bob])).unwrap();
+    on!(pair, two, |s| s.broadcast_room_exclude("r", "hi", 3, [ann])).unwrap();
+    assert_eq!(pair.events(), both(&["hi 1", "hi 2"], &["hi 1", "hi 3"]));
+
+    let mut members = on!(pair, one, |s| s.room_members("r")).unwrap();
+    members.sort();
+    assert_eq!(
+        members,
+        on!(pair, two, |s| async {
+            let mut members = s.room_members("r").await.unwrap();
+            members.sort();
+            members
+        })
+    );
+    assert_eq!(members.len(), 2);
+    let ann = pair.ann.id.clone();
+    assert_eq!(on!(pair, two, |s| s.is_in_room("r", ann)), Ok(true));
+
+    on!(pair, one, |s| s.clear_room("r")).unwrap();
+    pair.sim.run();
+    for (event, server) in [(4, &pair.one), (5, &pair.two)] {
+        let s = server.clone();
+        pair.sim
+            .wait(async move { s.broadcast_room("r", "hi", event).await })
+            .unwrap();
+        let s = server.clone();
+        let members = pair.sim.wait(async move { s.room_members("r").await });
+        assert_eq!(members, Ok(vec![]));
+    }
+    assert_eq!(pair.events(), both(&[], &[]));
+    // And can be joined again.
+    pair.join_both();
+    on!(pair, two, |s| s.broadcast_room("r", "hi", 6)).unwrap();
+    assert_eq!(pair.events(), both(&["hi 6"], &["hi 6"]));
+}
+
+#[test]
+fn a_connection_is_reached_from_the_other_server() {
+    let pair = pair();
+    let (ann, bob) = (pair.ann.id.clone(), pair.bob.id.clone());
+    let id = bob.clone();
+    on!(pair, one, |s| s.send_to(id, "one", 1)).unwrap();
+    let ids = [ann, bob, format!("{}.gone", pair.two.instance_id())];
+    on!(pair, one, |s| s.broadcast_to("some", 2, ids)).unwrap();
+    assert_eq!(pair.events(), both(&["some 2"], &["one 1", "some 2"]));
+}
+
+#[test]
+fn channels_cross_in_order() {
+    let mut pair = pair();
+    for client in [&mut pair.ann, &mut pair.bob] {
+        client.call("mesh/subscribe-channel", json!({"channel": "c"}));
+    }
+    for message in ["1", "2", "3"] {
+        on!(pair, one, |s| s.publish_to_channel("c", message, 2)).unwrap();
+    }
+    let event =
+        |message| format!(r#"mesh/subscription-message {{"channel":"c","message":"{message}"}}"#);
+    let all: Vec<String> = ["1", "2", "3"].map(event).into();
+    assert_eq!(pair.events(), (all.clone(), all));
+    assert_eq!(
+        pair.bob
+            .call("mesh/get-channel-history", json!({"channel": "c"}))["history"],
+        json!(["3", "2"])
+    );
+}
+
+#[test]
+fn metadata_crosses() {
+    let mut pair = pair();
+    let id = pair.bob.id.clone();
+    on!(pair, one, |s| s
+        .connections()
+        .set_metadata(id, &json!({"a": 1})))
+    .unwrap();
+    let id = pair.bob.id.clone();
+    on!(pair, one, |s| s
+        .connections()
+        .merge_metadata(id, &json!({"b": 2})))
+    .unwrap();
+    pair.sim.run();
+    let whole = json!({"a": 1, "b": 2});
+    assert_eq!(
+        pair.bob.call("mesh/get-my-connection-metadata", json!({}))["metadata"],
+        whole,
+        "its own server has noticed"
+    );
+    let id = pair.bob.id.clone();
+    assert_eq!(
+        on!(pair, one, |s| s.connections().metadata::<Value>(id)),
+        Ok(Some(whole))
+    );
+    let nobody = format!("{}.gone", pair.two.instance_id());
+    assert_eq!(
+        on!(pair, one, |s| s.connections().set_metadata(nobody, &1)),
+        Err(ServerError::Gone)
+    );
+    on!(pair, one, |s| s.rooms().set_metadata("r", &json!({"t": 1}))).unwrap();
+    assert_eq!(
+        on!(pair, two, |s| s.rooms().metadata::<Value>("r")),
+        Ok(Some(json!({"t": 1})))
+    );
+}
+
+#[test]
+fn rights_end_across() {
+    let mut pair = pair();
+    let allowed = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&allowed);
+    pair.two.expose_channel("guarded").guard(move |_, _| {
+        let verdict = asked.load(Ordering::Relaxed);
+        async move { verdict }
+    });
+    pair.join_both();
+    for channel in ["c", "guarded"] {
+        let granted = pair
+            .bob
+            .call("mesh/subscribe-channel", json!({"channel": channel}));
+        assert_eq!(granted["success"], true);
+    }
+    let bob = pair.bob.id.clone();
+    for what in [
+        Membership::Channel("c".into()),
+        Membership::Room("r".into()),
+    ] {
+        let id = bob.clone();
+        on!(pair, one, |s| s.revoke(id, what)).unwrap();
+    }
+    allowed.store(false, Ordering::Relaxed);
+    let id = bob.clone();
+    on!(pair, one, |s| s.recheck_guards(id)).unwrap();
+    pair.sim.run();
+    for channel in ["c", "guarded"] {
+        on!(pair, one, |s| s.publish_to_channel(channel, "m", 0)).unwrap();
+    }
+    on!(pair, one, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    assert_eq!(pair.events(), both(&["hi 1"], &[]));
+
+    on!(pair, one, |s| s.disconnect(
+        bob,
+        CloseCode::POLICY_VIOLATION,
+        "bye"
+    ))
+    .unwrap();
+    pair.sim.run();
+    assert_eq!(
+        (pair.bob.close_code(), pair.bob.is_dropped()),
+        (Some(1008), true)
+    );
+    assert_eq!(on!(pair, one, |s| s.connections().ids()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_server_that_ends_takes_only_its_own_with_it() {
+    let mut pair = pair();
+    pair.join_both();
+    let two = pair.two.clone();
+    let ended = pair.sim.start(async move { two.shutdown().await });
+    pair.sim.advance(Duration::from_millis(100));
+    assert_eq!(ended.take(), Some(Ok(())));
+    assert_eq!(pair.bob.close_code(), Some(1001));
+    let ann = crate::backend::ConnectionId::new(pair.ann.id.clone());
+    assert_eq!(
+        on!(pair, one, |s| s.room_members("r")),
+        Ok(vec![ann.clone()])
+    );
+    assert_eq!(on!(pair, one, |s| s.connections().ids()), Ok(vec![ann]));
+    on!(pair, one, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    assert_eq!(pair.events().0, ["hi 1"]);
+}

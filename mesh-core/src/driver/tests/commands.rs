@@ -1,0 +1,440 @@
+//! Commands, middleware and what becomes of them.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::driver::{
+    CommandError, Context, Fault, MeshServer, Outcome, Payload,
+    testkit::{Gate, Sim},
+};
+
+#[derive(Deserialize)]
+struct Sum {
+    left: i64,
+    right: i64,
+}
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+struct Journal(Arc<Mutex<Vec<String>>>);
+
+impl Journal {
+    fn note(&self, what: impl Into<String>) {
+        self.0.lock().unwrap().push(what.into());
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[test]
+fn the_first_frame_tells_the_id() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let client = sim.connect(&server);
+    let instance = server.instance_id().as_str().to_owned();
+    assert!(
+        client.id.starts_with(&format!("{instance}.")),
+        "{}",
+        client.id
+    );
+    assert_eq!(client.id.len(), instance.len() + 1 + 24);
+
+    let silent = sim.build(MeshServer::builder().assign_id(false));
+    let client = sim.dial(&silent);
+    sim.run();
+    assert!(client.frames().is_empty());
+}
+
+#[test]
+fn a_typed_handler_answers_or_tells_the_field() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("sum", async |ctx: Context<Sum>| {
+        Ok(ctx.payload.left + ctx.payload.right)
+    });
+    server.register_command("nothing", async |_: Context| Ok(()));
+    let mut client = sim.connect(&server);
+    assert_eq!(client.call("sum", json!({"left": 2, "right": 3})), 5);
+    assert_eq!(client.call("nothing", json!({})), Value::Null);
+    let error = client.call("sum", json!({"left": 2, "right": "3"}));
+    assert_eq!(
+        (&error["code"], &error["name"]),
+        (&json!("EINVALID"), &json!("ValidationError"))
+    );
+    assert!(
+        error["error"].as_str().unwrap().contains("right"),
+        "{error}"
+    );
+    let error = client.call("sum", json!({"left": 2}));
+    assert!(
+        error["error"].as_str().unwrap().contains("right"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_unknown_command_is_not_found() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let mut client = sim.connect(&server);
+    for name in ["x", "constructor", "mesh/none", "mesh/subscribe-presence"] {
+        assert_eq!(
+            client.call(name, json!({})),
+            json!({
+                "error": format!("Command \"{name}\" not found"),
+                "code": "ENOTFOUND",
+                "name": "CommandError",
+            })
+        );
+    }
+    assert_eq!(client.call("mesh/noop", json!({})), true);
+}
+
+#[test]
+fn a_handlers_error_keeps_its_code_and_name() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("plain", async |_: Context| {
+        Err::<(), _>(CommandError::new("no"))
+    });
+    server.register_command("own", async |_: Context| {
+        Err::<(), _>(CommandError::new("no").with_code("EMINE").with_name("Mine"))
+    });
+    let mut client = sim.connect(&server);
+    assert_eq!(
+        client.call("plain", json!({})),
+        json!({"error": "no", "code": "ESERVER", "name": "Error"})
+    );
+    assert_eq!(
+        client.call("own", json!({})),
+        json!({"error": "no", "code": "EMINE", "name": "Mine"})
+    );
+}
+
+#[test]
+fn a_panic_is_an_internal_error_and_the_connection_lives() {
+    let sim = Sim::new();
+    let faults = Journal::default();
+    let noted = faults.clone();
+    let server = sim.build(MeshServer::builder().on_error(move |fault| {
+        if let Fault::Panic { what, .. } = fault {
+            noted.note(what.as_str());
+        }
+    }));
+    let gate = Gate::default();
+    gate.open();
+    server.register_command("early", async |_: Context| -> Result<(), CommandError> {
+        panic!("on purpose")
+    });
+    let shut = Gate::default();
+    let waits = shut.clone();
+    server.register_command("late", move |_: Context| {
+        let shut = waits.clone();
+        async move {
+            shut.wait().await;
+            if shut_is_opened() {
+                panic!("on purpose");
+            }
+            Ok(())
+        }
+    });
+    server.register_command(
+        "call",
+        |_: Context| -> std::future::Ready<Result<(), CommandError>> { panic!("on purpose") },
+    );
+    let mut client = sim.connect(&server);
+    let internal = json!({"error": "Internal error", "code": "EINTERNAL", "name": "Error"});
+    assert_eq!(client.call("early", json!({})), internal);
+    assert_eq!(client.call("call", json!({})), internal);
+    let id = client.send("late", json!({}));
+    sim.run();
+    assert!(client.frames().is_empty());
+    shut.open();
+    sim.run();
+    let late = client.frames().remove(0);
+    assert_eq!((&late["id"], &late["payload"]), (&json!(id), &internal));
+    assert_eq!(client.call("mesh/noop", json!({})), true);
+    assert_eq!(faults.take(), ["early", "call", "late"]);
+    assert_eq!(server.metrics().handler_panics_total, 3);
+}
+
+/// A condition that the compiler does not see through, so that the code behind a panic is not unreachable.
+fn shut_is_opened() -> bool {
+    true
+}
+
+#[test]
+fn a_result_without_a_json_form_is_answered_with_an_error() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("map", async |_: Context| {
+        Ok(std::collections::BTreeMap::from([((1, 2), 3)]))
+    });
+    let mut client = sim.connect(&server);
+    assert_eq!(client.code("map", json!({})), "ESERVER");
+}
+
+#[test]
+fn middleware_runs_global_first_then_the_commands_and_a_failure_stops_it() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let journal = Journal::default();
+    let note = |what: &'static str| {
+        let journal = journal.clone();
+        move |ctx: Context| {
+            journal.note(format!("{what} {}", ctx.is_known()));
+            let fails = ctx.payload.json().contains(what);
+            async move {
+                if fails {
+                    Err(CommandError::new("stopped").with_code("ESTOP"))
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    };
+    let noted = journal.clone();
+    server
+        .register_command("x", move |_: Context| {
+            noted.note("handler");
+            async { Ok(1) }
+        })
+        .middleware(note("third"))
+        .middleware(note("fourth"));
+    server.add_middleware(note("first"));
+    server.add_middleware(note("second"));
+    let mut client = sim.connect(&server);
+    assert_eq!(client.call("x", json!({})), 1);
+    let all = [
+        "first true",
+        "second true",
+        "third true",
+        "fourth true",
+        "handler",
+    ];
+    assert_eq!(journal.take(), all);
+    for (stop, ran) in [("first", 1), ("second", 2), ("third", 3), ("fourth", 4)] {
+        assert_eq!(client.code("x", json!(stop)), "ESTOP");
+        assert_eq!(journal.take(), all[..ran]);
+    }
+    // Built-ins and unknown commands pass through the global ones.
+    assert_eq!(client.code("mesh/noop", json!("second")), "ESTOP");
+    assert_eq!(client.code("unknown", json!({})), "ENOTFOUND");
+    assert_eq!(
+        journal.take(),
+        ["first true", "second true", "first false", "second false"]
+    );
+}
+
+#[test]
+fn middleware_hands_values_and_payloads_downstream() {
+    struct User(&'static str);
+    let sim = Sim::new();
+    let server = sim.server();
+    server.add_middleware(async |ctx: Context| {
+        ctx.insert(User("first"));
+        ctx.insert(User("ann"));
+        Ok(())
+    });
+    server
+        .register_command("x", async |ctx: Context<Value>| {
+            let user = ctx.extension::<User>().map(|user| user.0);
+            let missing = ctx.extension::<String>().is_none();
+            Ok(json!([user, missing, ctx.payload]))
+        })
+        .middleware(async |ctx: Context| {
+            ctx.replace_payload(&json!({"was": ctx.payload.json()}))?;
+            Ok(())
+        })
+        .middleware(async |ctx: Context| {
+            assert!(ctx.payload.json().contains("was"), "the next one sees it");
+            Ok(())
+        });
+    let mut client = sim.connect(&server);
+    assert_eq!(
+        client.call("x", json!(7)),
+        json!(["ann", true, {"was": "7"}])
+    );
+}
+
+#[test]
+fn the_outcome_is_told_after_the_reply() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let (journal, gate) = (Journal::default(), Gate::default());
+    let noted = journal.clone();
+    server.add_middleware(move |ctx: Context| {
+        let noted = noted.clone();
+        ctx.on_outcome(move |outcome| {
+            noted.note(match outcome {
+                Outcome::Reply => "reply".to_owned(),
+                Outcome::Error(error) => error.code().to_owned(),
+                Outcome::Abandoned => "abandoned".to_owned(),
+            });
+        });
+        async { Ok(()) }
+    });
+    server.register_command("ok", async |_: Context| Ok(()));
+    let waits = gate.clone();
+    server.register_command("waits", move |_: Context| {
+        let gate = waits.clone();
+        async move {
+            gate.wait().await;
+            Ok(())
+        }
+    });
+    let mut client = sim.connect(&server);
+    client.call("ok", json!({}));
+    client.call("none", json!({}));
+    client.send("waits", json!({}));
+    sim.run();
+    assert_eq!(journal.take(), ["reply", "ENOTFOUND"]);
+    client.vanish();
+    sim.run();
+    gate.open();
+    sim.run();
+    assert_eq!(journal.take(), ["abandoned"]);
+}
+
+#[test]
+fn a_handler_that_waits_is_overtaken() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let gate = Gate::default();
+    let waits = gate.clone();
+    server.register_command("slow", move |_: Context| {
+        let gate = waits.clone();
+        async move {
+            gate.wait().await;
+            Ok("slow")
+        }
+    });
+    server.register_command("fast", async |ctx: Context<Payload>| Ok(ctx.payload));
+    let mut client = sim.connect(&server);
+    let ids = client.send_all(&[("slow", json!(1)), ("fast", json!(2)), ("slow", json!(3))]);
+    sim.run();
+    assert_eq!(client.replies(), [u64::from(ids[1])]);
+    gate.open();
+    sim.run();
+    let mut late = client.replies();
+    late.sort_unstable();
+    assert_eq!(late, [u64::from(ids[0]), u64::from(ids[2])]);
+}
+
+#[test]
+fn sequential_commands_run_one_by_one() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().sequential());
+    let (gate, running) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
+    let (waits, runs) = (gate.clone(), Arc::clone(&running));
+    server.register_command("slow", move |ctx: Context<i64>| {
+        let (gate, running) = (waits.clone(), Arc::clone(&runs));
+        async move {
+            assert_eq!(running.fetch_add(1, Ordering::Relaxed), 0, "side by side");
+            gate.wait().await;
+            running.fetch_sub(1, Ordering::Relaxed);
+            Ok(ctx.payload)
+        }
+    });
+    server.register_command("fast", async |_: Context| Ok(()));
+    let mut client = sim.connect(&server);
+    let mut commands = Vec::new();
+    for number in 0..20 {
+        commands.push((if number % 3 == 0 { "slow" } else { "fast" }, json!(number)));
+    }
+    let ids = client.send_all(&commands);
+    sim.run();
+    assert!(client.frames().is_empty(), "the first one waits");
+    // A pong behind them is heard all the same.
+    client.send_text(r#"{"command":"pong"}"#);
+    gate.open();
+    sim.run();
+    let expected: Vec<u64> = ids.into_iter().map(u64::from).collect();
+    assert_eq!(client.replies(), expected);
+    assert_eq!(client.call("fast", json!({})), Value::Null);
+}
+
+#[test]
+fn a_handler_registered_later_is_found() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let mut client = sim.connect(&server);
+    assert_eq!(client.code("x", json!({})), "ENOTFOUND");
+    server.register_command("x", async |_: Context| Ok(1));
+    assert_eq!(client.call("x", json!({})), 1);
+    server.register_command("x", async |_: Context| Ok(2));
+    assert_eq!(client.call("x", json!({})), 2);
+    // Built-ins are nobody's to replace.
+    server.register_command("mesh/noop", async |_: Context| Ok("mine"));
+    assert_eq!(client.call("mesh/noop", json!({})), true);
+}
+
+#[test]
+fn metadata_is_the_servers_unless_it_says_otherwise() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let (mut one, two) = (sim.connect(&server), sim.connect(&server));
+    let wish = json!({"metadata": {"name": "x"}});
+    assert_eq!(
+        one.call("mesh/set-my-connection-metadata", wish.clone()),
+        json!({"success": false})
+    );
+    let own = |client: &mut super::super::testkit::Client| {
+        client.call("mesh/get-my-connection-metadata", json!({}))["metadata"].clone()
+    };
+    assert_eq!(own(&mut one), Value::Null);
+
+    let other = json!({"connectionId": two.id});
+    let set = server.clone();
+    let id = two.id.clone();
+    sim.wait(async move { set.connections().set_metadata(&id, &json!({"a": 1})).await })
+        .unwrap();
+    assert_eq!(
+        one.call("mesh/get-connection-metadata", other.clone()),
+        json!({"metadata": null}),
+        "not exposed"
+    );
+    server.expose_connection_metadata();
+    assert_eq!(
+        one.call("mesh/get-connection-metadata", other),
+        json!({"metadata": {"a": 1}})
+    );
+
+    let open = sim.build(MeshServer::builder().client_metadata(true));
+    let mut three = sim.connect(&open);
+    assert_eq!(
+        three.call("mesh/set-my-connection-metadata", wish),
+        json!({"success": true})
+    );
+    assert_eq!(own(&mut three), json!({"name": "x"}));
+    let large = json!({"metadata": "x".repeat(64 << 10)});
+    assert_eq!(
+        three.code("mesh/set-my-connection-metadata", large),
+        "EINVALID"
+    );
+    assert_eq!(own(&mut three), json!({"name": "x"}));
+}
+
+#[test]
+fn metadata_that_is_null_is_none() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let client = sim.connect(&server);
+    let (set, id) = (server.clone(), client.id.clone());
+    let metadata = sim.wait(async move {
+        let connections = set.connections();
+        connections.set_metadata(&id, &json!({"a": 1})).await?;
+        connections.set_metadata(&id, &Value::Null).await?;
+        connections
+            .metadata::<std::collections::BTreeMap<String, i64>>(&id)
+            .await
+    });
+    assert_eq!(metadata, Ok(None));
+}

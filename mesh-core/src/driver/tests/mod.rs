@@ -1,0 +1,7 @@
+//! The server as its users and clients see it, in simulated time.
+
+mod cluster;
+mod commands;
+mod front_door;
+mod lifecycle;
+mod memberships;
