@@ -13,6 +13,7 @@ mod pages;
 use std::{
     future::ready,
     io::{Write, stderr, stdout},
+    panic,
     process::ExitCode,
     sync::Arc,
 };
@@ -35,7 +36,7 @@ async fn main() -> ExitCode {
             let _ = writeln!(stderr(), "{message}");
             ExitCode::from(2)
         }
-        Err(_panicked) => ExitCode::FAILURE, // The panic hook has told why.
+        Err(_panicked) => ExitCode::FAILURE, // The log has told why.
     }
 }
 
@@ -52,6 +53,8 @@ async fn run() -> Result<(), String> {
         .with_env_filter(verbosity)
         .with_writer(stderr)
         .init();
+    // A client may make a handler panic as often as it likes: a line is enough, a backtrace would slow down everybody.
+    panic::set_hook(Box::new(|panic| tracing::error!(%panic)));
 
     let (host, port) = (options.host.as_str(), options.port);
     let listener = TcpListener::bind((host, port)).await;
