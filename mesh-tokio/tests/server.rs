@@ -129,12 +129,28 @@ async fn shutdown_ends_the_listener_the_connections_and_every_task() {
     shut_down.unwrap();
     assert_eq!(code, Some(1001));
     patiently("the listener", serving).await.unwrap();
-    assert_eq!(idle.read(&mut [0; 64]).await.unwrap_or(0), 0);
+    let read = patiently("the end", idle.read(&mut [0; 64])).await;
+    assert_eq!(read.unwrap_or(0), 0);
     assert!(TcpStream::connect(address).await.is_err());
     until("no task is left", || {
         Handle::current().metrics().num_alive_tasks() <= before
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_listener_returns_once_the_shutdown_is_done() {
+    // Whoever awaits it at the end of `main` must not cut the drain short.
+    let server = server_with(PATIENCE);
+    let (address, serving) = start(&server).await;
+    let mut peer = Peer::open(connect(address).await).await.unwrap();
+    peer.noop(1).await;
+    tokio::spawn({
+        let server = server.clone();
+        async move { server.shutdown().await }
+    });
+    patiently("the listener", serving).await.unwrap();
+    assert_eq!(server.health().connections, 0);
 }
 
 #[tokio::test]
