@@ -30,6 +30,9 @@ use crate::{
 /// What the frame around a payload takes at most, apart from the command's name: `{"id":65535,"command":"","payload":}`.
 const ENVELOPE: usize = 41;
 
+/// Room for actions that is kept between events.
+const ACTIONS_KEPT: usize = 64;
+
 /// Callers that wait for the connection at once; over it: [`Outcome::QueueFull`].
 const CONNECT_WAITERS_MAX: usize = 1_000;
 
@@ -138,7 +141,12 @@ impl<T> Client<T> {
 
     /// The next thing to do, oldest first. Drain it after every `handle_*`.
     pub fn poll_action(&mut self) -> Option<Action<T>> {
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // A burst is over; its buffer need not stay.
+            self.actions.shrink_to(ACTIONS_KEPT);
+        }
+        action
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is next wanted, if ever. Already due while actions wait to be drained.
@@ -761,10 +769,12 @@ impl<T> Client<T> {
         self.forget_connection(true, now);
         self.actions
             .push_back(Action::Status(Status::Disconnected { code }));
-        if self.config.should_reconnect && (self.was_online || !self.config.fail_fast) {
-            self.back_off(overloaded, now);
-        } else {
+        if !self.config.should_reconnect {
             self.end(Status::Closed);
+        } else if self.config.fail_fast && !self.was_online {
+            self.end(Status::ReconnectFailed);
+        } else {
+            self.back_off(overloaded, now);
         }
     }
 

@@ -191,7 +191,12 @@ struct World {
 }
 
 impl World {
-    fn new(seed: [u8; 32], max_reconnect_attempts: Option<u32>) -> Self {
+    fn new(
+        seed: [u8; 32],
+        max_reconnect_attempts: Option<u32>,
+        should_reconnect: bool,
+        fail_fast: bool,
+    ) -> Self {
         let config = ClientConfig {
             queue_commands_max: QUEUE_MAX,
             queue_expiry: QUEUE_EXPIRY,
@@ -199,6 +204,8 @@ impl World {
             abandoned_max: 20,
             backlog_bytes_max: 2_000,
             max_reconnect_attempts,
+            should_reconnect,
+            fail_fast,
             ..ClientConfig::default()
         };
         Self {
@@ -776,11 +783,17 @@ impl World {
 
 proptest! {
     #[test]
-    fn every_promise_holds_for_any_events(seed: [u8; 32], max: Option<u8>, steps in steps()) {
+    fn every_promise_holds_for_any_events(
+        seed: [u8; 32],
+        max: Option<u8>,
+        should_reconnect in prop::bool::weighted(0.9),
+        fail_fast in prop::bool::weighted(0.1),
+        steps in steps(),
+    ) {
         let max = max.map(|max| u32::from(max % 4));
         let mut logs = Vec::new();
         for _ in 0..2 {
-            let mut world = World::new(seed, max);
+            let mut world = World::new(seed, max, should_reconnect, fail_fast);
             world.step(&Step::Connect)?;
             for step in &steps {
                 world.step(step)?;
