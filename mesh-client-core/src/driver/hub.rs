@@ -75,16 +75,15 @@ impl Hub {
         self.next
     }
 
-    /// Returns what was removed, to be dropped without the lock: a callback may hold anything, guards of this hub too.
-    fn remove(&mut self, topic: &Topic, id: u64) -> Option<Box<dyn Any>> {
+    fn remove(&mut self, topic: &Topic, id: u64) {
         match topic {
             Topic::Event(name) => {
-                let listeners = self.events.get_mut(name)?;
-                let removed = listeners.remove(id);
-                if listeners.0.is_empty() {
-                    self.events.remove(name);
+                if let Some(listeners) = self.events.get_mut(name) {
+                    listeners.remove(id);
+                    if listeners.0.is_empty() {
+                        self.events.remove(name);
+                    }
                 }
-                removed
             }
             Topic::Latency => self.latency.remove(id),
             Topic::Status => self.status.remove(id),
@@ -144,12 +143,8 @@ impl Kind for Status {
 }
 
 impl<T> Listeners<T> {
-    fn remove(&mut self, id: u64) -> Option<Box<dyn Any>>
-    where
-        T: 'static,
-    {
-        let index = self.0.iter().position(|(other, _)| *other == id)?;
-        Some(Box::new(self.0.remove(index).1))
+    fn remove(&mut self, id: u64) {
+        self.0.retain(|(other, _)| *other != id);
     }
 
     fn sinks(&self) -> Vec<Sink<T>> {
@@ -262,8 +257,8 @@ impl Drop for CallbackGuard {
 impl Drop for Registration {
     fn drop(&mut self) {
         if let Some(shared) = self.shared.upgrade() {
-            let removed = shared.hub.lock().remove(&self.topic, self.id);
-            drop(removed);
+            // A callback itself is dropped by its guard, after this and without the lock: it may hold anything.
+            shared.hub.lock().remove(&self.topic, self.id);
         }
     }
 }

@@ -26,23 +26,27 @@ use crate::time::origin;
 /// One thread, one clock. Time passes only when everything waits for it.
 pub(crate) struct Sim {
     state: Mutex<SimState>,
-    woken: Arc<Woken>,
 }
 
 struct SimState {
     now: Instant,
-    tasks: Vec<Option<Task>>,
-    timers: BTreeMap<u64, Instant>,
+    tasks: Vec<(Arc<Woken>, Option<Task>)>,
+    timers: BTreeMap<u64, (Instant, Waker)>,
     next: u64,
     seed: u8,
 }
 
-#[derive(Default)]
 struct Woken(AtomicBool);
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::Release);
+    }
+}
+
+impl Woken {
+    fn take(&self) -> bool {
+        self.0.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -56,7 +60,6 @@ impl Sim {
                 next: 0,
                 seed: 0,
             }),
-            woken: Arc::default(),
         })
     }
 
@@ -79,52 +82,64 @@ impl Sim {
         drop(tasks);
     }
 
-    /// Polls every task once. Returns whether one was woken meanwhile.
+    /// Polls every task that was woken. Returns whether there was one.
     pub(crate) fn poll_tasks(&self) -> bool {
-        self.woken.0.store(false, Ordering::Release);
-        let waker = Waker::from(Arc::clone(&self.woken));
-        let mut cx = Context::from_waker(&waker);
-        let mut index = 0;
+        let (mut any, mut index) = (false, 0);
         loop {
-            let Some(mut task) = self
-                .state
-                .lock()
-                .unwrap()
-                .tasks
-                .get_mut(index)
-                .map(Option::take)
-            else {
+            let mut state = self.state.lock().unwrap();
+            let Some((woken, task)) = state.tasks.get_mut(index) else {
                 break;
             };
-            if task
-                .as_mut()
-                .is_some_and(|task| task.as_mut().poll(&mut cx).is_ready())
-            {
-                task = None;
+            if woken.take() {
+                any = true;
+                let (woken, mut task) = (Arc::clone(woken), task.take());
+                drop(state);
+                let waker = Waker::from(woken);
+                let mut cx = Context::from_waker(&waker);
+                if task
+                    .as_mut()
+                    .is_some_and(|task| task.as_mut().poll(&mut cx).is_ready())
+                {
+                    task = None;
+                }
+                self.state.lock().unwrap().tasks[index].1 = task;
             }
-            self.state.lock().unwrap().tasks[index] = task;
             index += 1;
         }
-        self.state.lock().unwrap().tasks.retain(Option::is_some);
-        self.woken.0.load(Ordering::Acquire)
+        self.state
+            .lock()
+            .unwrap()
+            .tasks
+            .retain(|(_, task)| task.is_some());
+        any
     }
 
     /// Runs everything until `future` is ready, letting time pass as it is waited for.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         let mut future = pin!(future);
-        let waker = Waker::from(Arc::clone(&self.woken));
+        let woken = Arc::new(Woken(AtomicBool::new(true)));
+        let waker = Waker::from(Arc::clone(&woken));
         for _ in 0..1_000_000 {
-            self.woken.0.store(false, Ordering::Release);
-            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            if woken.take()
+                && let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker))
+            {
                 return output;
             }
-            let woken = self.woken.0.load(Ordering::Acquire);
-            if self.poll_tasks() || woken {
+            if self.poll_tasks() || woken.0.load(Ordering::Acquire) {
                 continue;
             }
             let mut state = self.state.lock().unwrap();
-            let next = state.timers.values().copied().min();
-            state.now = next.expect("everything waits for ever");
+            let next = state.timers.values().map(|(deadline, _)| *deadline).min();
+            let now = next.expect("everything waits for ever");
+            state.now = now;
+            let due: Vec<_> = state
+                .timers
+                .extract_if(.., |_, (deadline, _)| *deadline <= now)
+                .collect();
+            drop(state);
+            for (_, (_, waker)) in due {
+                waker.wake();
+            }
         }
         panic!("the tasks spin");
     }
@@ -160,8 +175,8 @@ impl Runtime for SimRuntime {
     }
 
     fn spawn(&self, task: Task) {
-        self.0.state.lock().unwrap().tasks.push(Some(task));
-        self.0.woken.0.store(true, Ordering::Release);
+        let woken = Arc::new(Woken(AtomicBool::new(true)));
+        self.0.state.lock().unwrap().tasks.push((woken, Some(task)));
     }
 
     fn seed(&self) -> [u8; 32] {
@@ -191,13 +206,15 @@ impl SimTimer {
 impl Future for SimTimer {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = self.sim.state.lock().unwrap();
         if state.now >= self.deadline {
             state.timers.remove(&self.id);
             return Poll::Ready(());
         }
-        state.timers.insert(self.id, self.deadline);
+        state
+            .timers
+            .insert(self.id, (self.deadline, cx.waker().clone()));
         Poll::Pending
     }
 }

@@ -388,27 +388,60 @@ fn callbacks_come_until_their_guard_goes_and_may_panic() {
     drop(guard);
     wire.text(r#"{"command":"e","payload":2}"#);
     sim.settle();
-    assert_eq!(receiver.iter().collect::<Vec<_>>(), [1]);
+    assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [1]);
     assert_eq!(sim.block_on(async { client.command("x", 1).await }), Ok(1));
     drop(bad);
 }
 
 #[test]
-fn a_guard_may_be_dropped_with_the_callback_that_holds_it() {
+fn a_callback_may_drop_any_guard_and_what_it_holds() {
     let net = Net::kind();
     let (sim, client) = connect(&net);
     let held = Arc::new(Mutex::new(None));
-    let inner = client.on_with("a", |_: u32| {});
-    let also = client.on::<u32>("a");
-    let outer = {
-        let held = (Arc::clone(&held), also);
-        client.on_with("b", move |_: u32| drop(held.0.lock().unwrap().take()))
+    let first = {
+        let (held, also) = (Arc::clone(&held), client.on::<u32>("e"));
+        client.on_with("e", move |_: u32| {
+            let _ = &also;
+            drop(held.lock().unwrap().take());
+        })
     };
-    *held.lock().unwrap() = Some(inner);
-    net.wire(0).text(r#"{"command":"b","payload":1}"#);
+    let calls = Arc::new(AtomicU32::new(0));
+    let second = {
+        let calls = Arc::clone(&calls);
+        client.on_with("e", move |_: u32| {
+            calls.fetch_add(100, Ordering::Relaxed);
+        })
+    };
+    let third = {
+        let calls = Arc::clone(&calls);
+        client.on_with("e", move |_: u32| {
+            calls.fetch_add(1, Ordering::Relaxed);
+        })
+    };
+    *held.lock().unwrap() = Some(second);
+    net.wire(0).text(r#"{"command":"e","payload":1}"#);
     sim.settle();
-    drop(held);
-    drop(outer);
+    assert!(held.lock().unwrap().is_none());
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    drop((first, third));
+}
+
+#[test]
+fn a_slow_reader_of_a_channel_is_told_of_the_gap() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let mut chat = sim
+        .block_on(async { client.subscribe("chat").await })
+        .unwrap();
+    for n in 0..1_025 {
+        message(&net.wire(0), "chat", &n.to_string());
+    }
+    sim.settle();
+    assert_eq!(sim.block_on(chat.next()), Some(ChannelEvent::Gap));
+    assert_eq!(
+        sim.block_on(chat.next()),
+        Some(ChannelEvent::Message("1".into()))
+    );
 }
 
 #[test]
