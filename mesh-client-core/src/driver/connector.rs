@@ -62,6 +62,9 @@ pub enum ConnectError {
         /// The system's words.
         message: String,
     },
+    /// The connection was made, and lost before it was up.
+    #[error("the connection was lost before it was up")]
+    Lost,
     /// The server refused the upgrade.
     #[error("the server refused with {status}: {body}")]
     Refused {
@@ -93,6 +96,7 @@ impl ConnectError {
             Self::Closed
             | Self::Handshake(_)
             | Self::Io { .. }
+            | Self::Lost
             | Self::Thread(_)
             | Self::Timeout(_)
             | Self::Tls(_)

@@ -1,4 +1,27 @@
 //! The client itself: what carries the machine's actions out, on any runtime.
+//!
+//! An adapter implements [`Connector`] and [`Runtime`](mesh_core::driver::Runtime), and adds a `connect` that names neither to
+//! [`ClientBuilder`]. The rest is here:
+//!
+//! ```
+//! use mesh_client_core::driver::{ChannelEvent, ClientError, MeshClient};
+//!
+//! async fn chat(client: MeshClient) -> Result<(), ClientError> {
+//!     let reply: String = client.command("echo", "Hello").await?;
+//!     println!("{reply}");
+//!     let mut room = client.subscribe("chat:room1").history(3).await?;
+//!     println!("before: {:?}", room.history());
+//!     while let Some(event) = room.next().await {
+//!         match event {
+//!             ChannelEvent::Message(text) => println!("{text}"),
+//!             ChannelEvent::Resubscribed { history } => println!("reconnected, the last were {history:?}"),
+//!             ChannelEvent::Gap => println!("something may be missing here"),
+//!             _ => {}
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod buffer;
 mod builder;

@@ -30,6 +30,9 @@ use crate::{Action, Status, SubscriptionId};
 /// Rounds of one poll before other tasks get their turn.
 const ROUNDS: usize = 32;
 
+/// Room in queues that is kept after a burst.
+const ROOM_KEPT: usize = 64;
+
 /// The time that a server has to answer a close frame; then the socket is dropped.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -99,6 +102,7 @@ impl Driver {
             }
             drop(state);
             if self.actions.is_empty() {
+                self.actions.shrink_to(ROOM_KEPT);
                 return any;
             }
             any = true;
@@ -299,7 +303,11 @@ impl Driver {
                 self.socket_over(&error);
                 return true;
             }
-            Poll::Ready(Ok(())) => open.flushed = true,
+            Poll::Ready(Ok(())) => {
+                open.flushed = true;
+                open.queue.shrink_to(ROOM_KEPT);
+                open.sizes.shrink_to(ROOM_KEPT);
+            }
             Poll::Pending => {}
         }
         let now = self.shared.runtime.now();
@@ -322,11 +330,10 @@ impl Driver {
             _ => None,
         };
         let now = self.shared.runtime.now();
-        self.shared
-            .state
-            .lock()
-            .client
-            .handle_socket_closed(open.attempt, code, now);
+        let mut state = self.shared.state.lock();
+        state.last_error = ConnectError::Lost;
+        state.client.handle_socket_closed(open.attempt, code, now);
+        drop(state);
         match error {
             // The answer to the peer's close, or to its fault, is still to be sent.
             SocketError::Closed(_) => self.see_off(open, CloseCode::NORMAL),
@@ -408,7 +415,7 @@ impl Future for Driver {
             progress |= driver.poll_send(cx);
             driver.poll_closing(cx);
             progress |= driver.poll_timer(cx);
-            if !progress && !driver.carry_out() {
+            if !progress {
                 return Poll::Pending;
             }
         }
