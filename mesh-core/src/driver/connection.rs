@@ -13,7 +13,8 @@ use futures_util::future::AbortHandle;
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    IntoPayload, Payload, ServerError,
+    IntoPayload, ServerError,
+    dispatch::Incoming,
     server::Inner,
     timers::{Tick, Timers},
 };
@@ -152,13 +153,6 @@ impl<T: ConnectionRef + ?Sized> ConnectionRef for &T {
     }
 }
 
-/// A command that waits for its turn.
-pub(super) struct Waiting {
-    pub(super) id: u32,
-    pub(super) name: String,
-    pub(super) payload: Payload,
-}
-
 /// What the task of a connection and everybody else share.
 pub(super) struct Shared {
     pub(super) id: ConnectionId,
@@ -176,7 +170,7 @@ pub(super) struct State {
     /// The task, while it sleeps.
     pub(super) waker: Option<Waker>,
     /// Commands that wait for their turn.
-    pub(super) waiting: BTreeMap<CommandToken, Waiting>,
+    pub(super) waiting: BTreeMap<CommandToken, Incoming<'static>>,
     /// Handlers that run as tasks of their own.
     pub(super) running: BTreeMap<CommandToken, AbortHandle>,
     /// Where the timers have this connection.

@@ -30,12 +30,18 @@ pub struct Context<P = Payload> {
     pub(super) call: Arc<Call>,
 }
 
-/// What all middleware and the handler of one command share. A [`Context`] derefs to it.
-pub struct Call {
+/// Who sends commands, and to which server: the same for all commands of a connection.
+#[derive(Debug)]
+pub struct Session {
     /// Who sent the command.
     pub connection: Connection,
     /// The server, for whatever the handler wants done.
     pub server: MeshServer,
+}
+
+/// What all middleware and the handler of one command share. A [`Context`] derefs to it, and it to its [`Session`].
+pub struct Call {
+    session: Arc<Session>,
     pub(super) command: Arc<Command>,
     /// The name of a command that is not known.
     unknown: Option<Box<str>>,
@@ -69,14 +75,12 @@ struct Shared {
 
 impl Call {
     pub(super) fn new(
-        connection: Connection,
-        server: MeshServer,
+        session: Arc<Session>,
         command: Arc<Command>,
         unknown: Option<Box<str>>,
     ) -> Self {
         Self {
-            connection,
-            server,
+            session,
             command,
             unknown,
             replaced: AtomicBool::new(false),
@@ -159,6 +163,14 @@ impl<P> Deref for Context<P> {
 
     fn deref(&self) -> &Call {
         &self.call
+    }
+}
+
+impl Deref for Call {
+    type Target = Session;
+
+    fn deref(&self) -> &Session {
+        &self.session
     }
 }
 

@@ -14,7 +14,7 @@ use futures_util::{
 };
 
 use super::{
-    Call, Connection, Context, MeshServer, Outcome, Payload,
+    Call, Outcome, Payload, Session,
     handler::{self, Answer, Pending, Wanted},
     hooks::Fault,
     registry::Registry,
@@ -31,9 +31,8 @@ pub(super) struct Incoming<'a> {
 
 /// Runs a command. One that is ready at its first poll costs no task.
 pub(super) fn dispatch(
-    server: &Arc<Inner>,
+    session: &Arc<Session>,
     registry: &Registry,
-    connection: &Connection,
     incoming: Incoming<'_>,
     cx: &mut task::Context<'_>,
     now: Instant,
@@ -47,18 +46,15 @@ pub(super) fn dispatch(
         Some(command) => (command, None),
         None => (registry.unknown(), Some(name.into())),
     };
-    let call = Arc::new(Call::new(
-        connection.clone(),
-        MeshServer::from_inner(Arc::clone(server)),
-        Arc::clone(command),
-        unknown,
-    ));
+    let call = Call::new(Arc::clone(session), Arc::clone(command), unknown);
     let running = Running {
         wanted,
-        call: Arc::clone(&call),
+        call: Arc::new(call),
     };
-    let ctx = Context { payload, call };
-    match catch_unwind(AssertUnwindSafe(|| handler::start(ctx, wanted, cx))) {
+    let first = catch_unwind(AssertUnwindSafe(|| {
+        handler::start(&running.call, payload, wanted, cx)
+    }));
+    match first {
         Ok(Ok(answer)) => running.finish(answer, now),
         Ok(Err(pending)) => running.spawn(pending),
         Err(_) => running.panicked(now),

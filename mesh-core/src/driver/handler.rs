@@ -8,7 +8,7 @@ use std::{
     task::{self, Poll},
 };
 
-use super::{Context, FromPayload, IntoPayload};
+use super::{Call, Context, FromPayload, IntoPayload, Payload};
 use crate::{
     backend::BoxFuture, connection::CommandToken, protocol::CommandError, websocket::TextFrame,
 };
@@ -151,11 +151,16 @@ pub(super) type Pending = BoxFuture<'static, Answer>;
 
 /// Runs middleware in order, the first failure being the answer, then the handler, as far as that goes without waiting.
 pub(super) fn start(
-    mut ctx: Context,
+    call: &Arc<Call>,
+    payload: Payload,
     wanted: Wanted,
     cx: &mut task::Context<'_>,
 ) -> Result<Answer, Pending> {
-    let command = Arc::clone(&ctx.call.command);
+    let command = &call.command;
+    let mut ctx = Context {
+        payload,
+        call: Arc::clone(call),
+    };
     for (index, middleware) in command.middleware.iter().enumerate() {
         let mut run = middleware.0.run(duplicate(&ctx));
         match run.as_mut().poll(cx) {

@@ -33,7 +33,7 @@ mod timers;
 pub use authenticate::{Accept, Admission, FrontDoor, Refusal, UpgradeRequest};
 pub use builder::MeshServerBuilder;
 pub use connection::{Connection, ConnectionRef};
-pub use context::{Call, Context, Outcome};
+pub use context::{Call, Context, Outcome, Session};
 pub use error::ServerError;
 pub use handler::{ErasedHandler, Handler};
 pub use hooks::Fault;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Connection, Socket, SocketError,
+    Connection, Session, Socket, SocketError,
     authenticate::Admission,
     connection::Shared,
     dispatch::{self, Incoming},
@@ -27,7 +27,10 @@ use crate::{
 };
 
 /// Reads of one connection before it is another one's turn.
-const TURN: usize = 2;
+const READS_PER_TURN: usize = 2;
+
+/// Commands of one connection before it is another one's turn: one read may hold thousands, and a handler may take its time.
+const COMMANDS_PER_TURN: usize = 64;
 
 /// How long the handlers of a connection that is gone may run on. Then they are dropped where they wait.
 const HANDLER_GRACE: Duration = Duration::from_secs(10);
@@ -38,13 +41,17 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
     let Some((connection, admission)) = Box::pin(open(&server, admission)).await else {
         return;
     };
+    let session = Session {
+        connection: connection.clone(),
+        server: super::MeshServer::from_inner(Arc::clone(&server)),
+    };
     let (end, socket, outgoing) = Loop {
         registry: server.registrations.snapshot(),
         registry_version: server.registrations.version(),
-        server: Arc::clone(&server),
-        connection: connection.clone(),
+        session: Arc::new(session),
         socket: Some(socket),
         outgoing: VecDeque::new(),
+        backlog: VecDeque::new(),
     }
     .await;
     Box::pin(close(server, connection, end, socket, outgoing)).await;
@@ -217,14 +224,15 @@ enum End {
 
 /// The loop: take what is queued, write it, read what is there, and sleep until one of them has more.
 struct Loop {
-    server: Arc<Inner>,
-    connection: Connection,
+    session: Arc<Session>,
     /// `None` once the loop has ended.
     socket: Option<Box<dyn Socket>>,
     registry: Arc<Registry>,
     registry_version: u64,
     /// What the machine handed out and the socket has not taken.
     outgoing: VecDeque<TextFrame>,
+    /// Commands that were read and are more than one turn's share.
+    backlog: VecDeque<Incoming<'static>>,
 }
 
 impl Future for Loop {
@@ -247,31 +255,38 @@ impl Future for Loop {
 }
 
 impl Loop {
+    fn shared(&self) -> &Arc<Shared> {
+        &self.session.connection.shared
+    }
+
     fn turn(&mut self, socket: &mut dyn Socket, cx: &mut Context<'_>) -> Poll<End> {
-        let now = self.server.runtime.now();
-        self.connection.shared.lock().waker = None;
-        for _ in 0..TURN {
-            let wants_input = match self.collect(cx, now) {
-                Ok(wants_input) => wants_input,
+        let now = self.session.server.inner.runtime.now();
+        self.shared().lock().waker = None;
+        let mut share = COMMANDS_PER_TURN;
+        for _ in 0..READS_PER_TURN {
+            self.run_backlog(&mut share, cx, now);
+            let wants_input = match self.collect(&mut share, cx, now) {
+                Ok(wants_input) => wants_input && self.backlog.is_empty(),
                 Err(frame) => return Poll::Ready(End::Closing(frame)),
             };
             if let Err(error) = self.write(socket, cx) {
                 return Poll::Ready(self.lost(error, now));
             }
             let read = if wants_input {
-                self.read(socket, cx, now)
+                self.read(socket, &mut share, cx, now)
             } else {
                 Poll::Pending
             };
             match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(self.lost(error, now)),
+                Poll::Pending if !self.backlog.is_empty() => break,
                 Poll::Pending if self.sleep(cx, !wants_input) => return Poll::Pending,
                 Poll::Pending => {}
             }
         }
         // More may be waiting, but so may other connections. What is queued goes out first.
-        if let Err(frame) = self.collect(cx, now) {
+        if let Err(frame) = self.collect(&mut share, cx, now) {
             return Poll::Ready(End::Closing(frame));
         }
         if let Err(error) = self.write(socket, cx) {
@@ -281,10 +296,29 @@ impl Loop {
         Poll::Pending
     }
 
+    /// Runs commands that earlier turns left over.
+    fn run_backlog(&mut self, share: &mut usize, cx: &mut Context<'_>, now: Instant) {
+        while *share > 0
+            && let Some(incoming) = self.backlog.pop_front()
+        {
+            *share -= 1;
+            dispatch::dispatch(&self.session, &self.registry, incoming, cx, now);
+        }
+        if self.backlog.is_empty() && self.backlog.capacity() > 0 {
+            self.backlog = VecDeque::new();
+        }
+    }
+
     /// Takes frames and actions from the machine, and tells whether it wants input.
-    fn collect(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, CloseFrame> {
+    fn collect(
+        &mut self,
+        share: &mut usize,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Result<bool, CloseFrame> {
         loop {
-            let mut state = self.connection.shared.lock();
+            let shared = &self.session.connection.shared;
+            let mut state = shared.lock();
             state.machine.take_outgoing(&mut self.outgoing);
             let token = match state.machine.poll_action() {
                 None => return Ok(state.machine.wants_input()),
@@ -293,33 +327,18 @@ impl Loop {
                         self.outgoing.clear();
                     }
                     // The close frame has a deadline of its own.
-                    self.connection.shared.arm(state);
+                    shared.arm(state);
                     return Err(frame);
                 }
                 // Comes behind a close only.
                 Some(Action::Drop) => continue,
                 Some(Action::Start(token)) => token,
             };
-            let Some(waiting) = state.waiting.remove(&token) else {
-                continue;
-            };
-            drop(state);
-            let incoming = Incoming {
-                wanted: Wanted {
-                    token,
-                    id: waiting.id,
-                },
-                name: waiting.name.into(),
-                payload: waiting.payload,
-            };
-            dispatch::dispatch(
-                &self.server,
-                &self.registry,
-                &self.connection,
-                incoming,
-                cx,
-                now,
-            );
+            if let Some(waiting) = state.waiting.remove(&token) {
+                drop(state);
+                self.backlog.push_back(waiting);
+                self.run_backlog(share, cx, now);
+            }
         }
     }
 
@@ -330,7 +349,7 @@ impl Loop {
         }
         if had {
             let unsent = self.outgoing.iter().map(TextFrame::len).sum();
-            self.connection.shared.lock().machine.handle_unsent(unsent);
+            self.shared().lock().machine.handle_unsent(unsent);
         }
         if self.outgoing.is_empty() && self.outgoing.capacity() > FRAMES_KEPT {
             self.outgoing = VecDeque::new();
@@ -341,55 +360,67 @@ impl Loop {
     fn read(
         &mut self,
         socket: &mut dyn Socket,
+        share: &mut usize,
         cx: &mut Context<'_>,
         now: Instant,
     ) -> Poll<Result<(), SocketError>> {
-        let version = self.server.registrations.version();
-        if version != self.registry_version {
-            self.registry = self.server.registrations.snapshot();
-            self.registry_version = version;
+        let Self {
+            session,
+            registry,
+            registry_version,
+            backlog,
+            ..
+        } = self;
+        let server = &session.server.inner;
+        let version = server.registrations.version();
+        if version != *registry_version {
+            *registry = server.registrations.snapshot();
+            *registry_version = version;
         }
         let waker = cx.waker();
         let mut cx = Context::from_waker(waker);
-        let Self {
-            server,
-            connection,
-            registry,
-            ..
-        } = self;
+        let shared = &session.connection.shared;
         socket.poll_receive(&mut cx, &mut |message| {
             // Parsed outside of the lock: whoever publishes to this connection does not wait for it.
             let frame = server.config.read(message);
-            let received = connection.shared.lock().machine.handle_frame(frame, now);
+            let received = shared.lock().machine.handle_frame(frame, now);
             let Received::Command(command) = received else {
                 return;
             };
-            let (token, id) = (command.token, command.id);
+            let wanted = Wanted {
+                token: command.token,
+                id: command.id,
+            };
             let payload = super::Payload::from_parsed(command.payload);
-            if command.start {
+            if command.start && *share > 0 {
+                *share -= 1;
                 let incoming = Incoming {
-                    wanted: Wanted { token, id },
+                    wanted,
                     name: command.name,
                     payload,
                 };
                 let mut cx = Context::from_waker(waker);
-                dispatch::dispatch(server, registry, connection, incoming, &mut cx, now);
+                dispatch::dispatch(session, registry, incoming, &mut cx, now);
+                return;
+            }
+            let incoming = Incoming {
+                wanted,
+                name: command.name.into_owned().into(),
+                payload,
+            };
+            if command.start {
+                backlog.push_back(incoming);
             } else {
-                let waiting = super::connection::Waiting {
-                    id,
-                    name: command.name.into_owned(),
-                    payload,
-                };
-                connection.shared.lock().waiting.insert(token, waiting);
+                shared.lock().waiting.insert(command.token, incoming);
             }
         })
     }
 
     /// Nothing more comes in, and nothing but a close frame goes out.
     fn lost(&mut self, error: SocketError, now: Instant) -> End {
-        let mut state = self.connection.shared.lock();
+        let mut state = self.shared().lock();
         state.machine.handle_peer_closed(now);
-        self.connection.shared.arm(state);
+        self.shared().arm(state);
         self.outgoing.clear();
         End::Lost(error)
     }
@@ -397,7 +428,7 @@ impl Loop {
     /// Goes to sleep, unless something came up meanwhile: then there is another round. `paused`: reading is, so its
     /// resumption is something, too.
     fn sleep(&self, cx: &mut Context<'_>, paused: bool) -> bool {
-        let mut state = self.connection.shared.lock();
+        let mut state = self.shared().lock();
         if state.machine.has_work() || (paused && state.machine.wants_input()) {
             return false;
         }

@@ -45,7 +45,7 @@ fn register_basics(server: &MeshServer) {
         let json = ctx.payload.json();
         match json.strip_prefix('"') {
             // The JSON of a string stays one with more text behind its first quote, and nothing is parsed.
-            Some(rest) => Payload::from_json(&format!("\"echo: {rest}")),
+            Some(rest) => Payload::from_json(&["\"echo: ", rest].concat()),
             None => Ok(Payload::new(&format!("echo: {json}"))?),
         }
     });

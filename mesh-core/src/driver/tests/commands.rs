@@ -371,8 +371,19 @@ fn a_handler_registered_later_is_found() {
     assert_eq!(client.call("x", json!({})), 1);
     server.register_command("x", async |_: Context| Ok(2));
     assert_eq!(client.call("x", json!({})), 2);
-    // Built-ins are nobody's to replace.
-    server.register_command("mesh/noop", async |_: Context| Ok("mine"));
+}
+
+#[test]
+fn a_name_that_no_command_can_have_is_refused_at_once() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let long = "x".repeat(513);
+    for name in ["mesh/noop", "mesh/mine", "", &long] {
+        let register = || drop(server.register_command(name, async |_: Context| Ok("mine")));
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(register));
+        assert!(refused.is_err(), "{name:?}");
+    }
+    let mut client = sim.connect(&server);
     assert_eq!(client.call("mesh/noop", json!({})), true);
 }
 
