@@ -10,7 +10,6 @@ use bytes::Bytes;
 use super::{
     actions::{Action, Actions, InstanceError, Origin, Outcome},
     members::{Members, Seeded, Table},
-    rooms::topic_op,
     topic::Topic,
 };
 use crate::{
@@ -345,7 +344,7 @@ impl<C: Clone, T> Channels<C, T> {
         if let Some(op) = channel.topic.settle(wanted) {
             actions.ask(
                 Origin::ChannelTopic(name.clone()),
-                topic_op(op, backend::Topic::Channel(name.clone())),
+                op.of(backend::Topic::Channel(name.clone())),
             );
         }
         if channel.topic == Topic::Idle && !wanted {

@@ -20,6 +20,9 @@ mod members;
 mod rooms;
 mod topic;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 pub use actions::{Action, InstanceError, OpToken, Outcome};
@@ -70,6 +73,9 @@ impl<C: Clone, T> Instance<C, T> {
     }
 
     /// A connection is over, whatever shard it belongs to: it leaves the rooms and channels of this one at once.
+    ///
+    /// A shard does not remember who is gone. Where a join or subscription may come later, call this once more right
+    /// behind it.
     pub fn handle_gone(&mut self, id: &ConnectionId) {
         self.rooms.handle_gone(id, &mut self.actions);
         self.channels.handle_gone(id, &mut self.actions);
@@ -77,12 +83,18 @@ impl<C: Clone, T> Instance<C, T> {
 
     /// Makes a local connection a member. Answered with [`Outcome::Joined`] once that is in force; with
     /// `present` it tells who is there.
+    ///
+    /// If the members cannot be listed the join fails, and a membership that it began ends again, so that no event
+    /// reaches a connection that was told of a failure. One that there was before stays.
     pub fn join(&mut self, room: &Name, id: ConnectionId, handle: C, present: bool, token: T) {
         self.rooms
             .join(room, id, handle, present, token, &mut self.actions);
     }
 
-    /// Ends a membership. No event of the room reaches the connection after [`Outcome::Left`].
+    /// Ends a membership. No event of the room reaches the connection after [`Outcome::Left`], nor after a failure.
+    ///
+    /// The backend is asked even about a stranger: the outcome of an earlier request that failed is unknown, and this
+    /// settles it.
     pub fn leave(&mut self, room: &Name, id: ConnectionId, token: T) {
         self.rooms.leave(room, id, token, &mut self.actions);
     }
@@ -92,7 +104,7 @@ impl<C: Clone, T> Instance<C, T> {
         self.rooms.clear(room, token, &mut self.actions);
     }
 
-    /// Another instance cleared a room.
+    /// Another instance cleared a room. Joins under way happen behind that.
     pub fn handle_room_cleared(&mut self, room: &Name) {
         self.rooms.handle_cleared(room, &mut self.actions);
     }
@@ -208,5 +220,17 @@ impl<C: Clone, T> Instance<C, T> {
     /// The channels of this shard that a local connection is subscribed to.
     pub fn channels_of(&self, id: &ConnectionId) -> Vec<Name> {
         self.channels.channels_of(id)
+    }
+
+    /// Holds all tables against each other.
+    #[cfg(test)]
+    fn check(&self) {
+        self.is_empty();
+    }
+
+    /// Is nothing and nobody remembered?
+    #[cfg(test)]
+    fn is_empty(&self) -> bool {
+        self.rooms.check()
     }
 }

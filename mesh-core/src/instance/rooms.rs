@@ -11,7 +11,7 @@ use std::{
 use super::{
     actions::{Action, Actions, InstanceError, Origin, Outcome},
     members::{Members, Seeded, Table},
-    topic::{Topic, TopicOp},
+    topic::Topic,
 };
 use crate::{
     backend::{self, BackendError, ConnectionId, Name, Op, Reply},
@@ -41,14 +41,23 @@ impl<C> Kind<C> {
     }
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// What a request waits for.
+#[derive(Debug)]
 enum Step {
+    Clearing,
+    Joining,
+    /// `was`: it was a member here.
+    Leaving {
+        was: bool,
+    },
+    /// The member is registered; who else is there is being asked.
+    Listing {
+        new: bool,
+    },
+    /// The listing failed with this, and the membership is being taken back.
+    Undoing(BackendError),
     /// An earlier request or the topic is in the way.
     Waiting,
-    /// The membership, or its end, is on its way to the backend.
-    Writing,
-    /// The member is registered; who else is there is being asked.
-    Listing { new: bool },
 }
 
 #[derive(Debug)]
@@ -58,6 +67,8 @@ struct Request<C, T> {
     step: Step,
     /// The connection went away meanwhile.
     gone: bool,
+    /// Another instance cleared the room while the backend was writing this membership.
+    cleared: bool,
 }
 
 #[derive(Debug)]
@@ -66,8 +77,10 @@ struct Room<C, T> {
     members: Members<C>,
     /// In order of arrival.
     requests: BTreeMap<u64, Request<C, T>>,
-    /// How many of them are [`Step::Waiting`].
-    waiting: usize,
+    /// Those that are [`Step::Waiting`].
+    waiting: BTreeSet<u64>,
+    /// Those that are [`Kind::Clear`].
+    clears: BTreeSet<u64>,
 }
 
 /// The rooms of one shard.
@@ -130,6 +143,11 @@ impl<C: Clone, T> Rooms<C, T> {
 
     /// Another instance cleared the room.
     pub(super) fn handle_cleared(&mut self, room: &Name, actions: &mut Actions<C, T>) {
+        if let Some(state) = self.rooms.get_mut(room) {
+            for request in state.requests.values_mut() {
+                request.cleared |= matches!(request.step, Step::Joining | Step::Listing { .. });
+            }
+        }
         self.remove_all(room, actions);
         self.advance(room, actions);
     }
@@ -204,22 +222,17 @@ impl<C: Clone, T> Rooms<C, T> {
         let subscribing = state.topic == Topic::Subscribing;
         state.topic.handle_backend(result.is_ok());
         if let (true, Err(error)) = (subscribing, result) {
-            // Whoever waited for the topic has failed with it. The next request asks anew.
-            let waiting: Vec<u64> = state
-                .requests
-                .iter()
-                .filter(|(_, request)| {
-                    matches!(request.kind, Kind::Join { .. }) && request.step == Step::Waiting
-                })
-                .map(|(number, _)| *number)
-                .collect();
-            for number in waiting {
-                self.finish(room, number, Err(error.clone().into()), actions);
+            // Whoever waited for nothing but the topic has failed with it. The next request asks anew.
+            for number in self.ready(room) {
+                if self.is_join(room, number) {
+                    self.finish(room, number, Err(error.clone().into()), actions);
+                }
             }
         }
         self.advance(room, actions);
     }
 
+    /// The answer to what a request asked of the backend.
     pub(super) fn handle_request(
         &mut self,
         room: &Name,
@@ -234,84 +247,78 @@ impl<C: Clone, T> Rooms<C, T> {
         else {
             return;
         };
-        let result = match result {
-            Ok(reply) => reply,
-            Err(error) => {
-                // Whether the listing worked or not, the membership before it did.
-                if let Step::Listing { .. } = request.step {
-                    self.activate(room, number, Err(error.into()), actions);
-                } else {
-                    self.finish(room, number, Err(error.into()), actions);
-                }
-                self.advance(room, actions);
-                return;
-            }
-        };
-        match (&request.kind, request.step) {
-            (Kind::Join { present, .. }, Step::Writing) => {
-                let new = result == Reply::Flag(true);
-                if request.gone {
-                    self.finish(room, number, Err(InstanceError::Gone), actions);
-                } else if *present {
-                    request.step = Step::Listing { new };
-                    let origin = Origin::RoomRequest {
-                        room: room.clone(),
-                        request: number,
-                    };
-                    actions.ask(origin, Op::RoomMembers { room: room.clone() });
-                } else {
-                    let outcome = Outcome::Joined {
-                        new,
-                        present: Vec::new(),
-                    };
-                    self.activate(room, number, Ok(outcome), actions);
-                }
-            }
-            (Kind::Join { .. }, Step::Listing { new }) => {
-                let present = match result {
-                    Reply::Connections(present) => present,
-                    _ => Vec::new(),
-                };
-                self.activate(room, number, Ok(Outcome::Joined { new, present }), actions);
-            }
-            (Kind::Leave { .. }, _) => {
-                self.finish(room, number, Ok(Outcome::Left(true)), actions);
-            }
-            (Kind::Clear, _) => {
+        match (&request.step, result) {
+            (Step::Waiting, _) => {}
+            (Step::Clearing, Ok(_)) => {
                 self.remove_all(room, actions);
                 self.finish(room, number, Ok(Outcome::Cleared), actions);
             }
-            (Kind::Join { .. }, Step::Waiting) => {}
+            (Step::Leaving { was }, Ok(reply)) => {
+                let was = *was || reply == Reply::Flag(true);
+                self.finish(room, number, Ok(Outcome::Left(was)), actions);
+            }
+            (Step::Joining, Ok(reply)) => {
+                let new = reply == Reply::Flag(true);
+                self.joined(room, number, new, None, actions);
+            }
+            (Step::Listing { new }, Ok(reply)) => {
+                let new = *new;
+                let present = match reply {
+                    Reply::Connections(present) => present,
+                    _ => Vec::new(),
+                };
+                self.joined(room, number, new, Some(present), actions);
+            }
+            (Step::Listing { .. }, Err(error)) => self.undo(room, number, error, actions),
+            (Step::Undoing(error), _) => {
+                let error = error.clone();
+                self.finish(room, number, Err(error.into()), actions);
+            }
+            (Step::Clearing | Step::Joining | Step::Leaving { .. }, Err(error)) => {
+                self.finish(room, number, Err(error.into()), actions);
+            }
         }
         self.advance(room, actions);
     }
 
     fn request(&mut self, room: &Name, kind: Kind<C>, token: T, actions: &mut Actions<C, T>) {
         self.last += 1;
+        let number = self.last;
         let hasher = self.hasher;
         let state = self.rooms.entry(room.clone()).or_insert_with(|| Room {
             topic: Topic::Idle,
             members: Members::new(hasher),
             requests: BTreeMap::new(),
-            waiting: 0,
+            waiting: BTreeSet::new(),
+            clears: BTreeSet::new(),
         });
-        if let Some(member) = kind.member() {
-            self.asked.insert((member.clone(), room.clone(), self.last));
+        match kind.member() {
+            Some(member) => {
+                self.asked.insert((member.clone(), room.clone(), number));
+            }
+            None => {
+                state.clears.insert(number);
+            }
         }
-        state.waiting += 1;
+        state.waiting.insert(number);
         state.requests.insert(
-            self.last,
+            number,
             Request {
                 kind,
                 token,
                 step: Step::Waiting,
                 gone: false,
+                cleared: false,
             },
         );
-        self.advance(room, actions);
+        // Only this one: what waited before still waits for the same.
+        if self.is_ready(room, number) {
+            self.start(room, number, actions);
+        }
+        self.settle(room, actions);
     }
 
-    /// Starts every request that nothing is in the way of, settles the topic, and forgets a room that is nothing any more.
+    /// Starts every request that nothing is in the way of, and settles the topic.
     fn advance(&mut self, room: &Name, actions: &mut Actions<C, T>) {
         loop {
             let mut answered = false;
@@ -322,6 +329,11 @@ impl<C: Clone, T> Rooms<C, T> {
                 break;
             }
         }
+        self.settle(room, actions);
+    }
+
+    /// Takes the topic or gives it back, and forgets a room that is nothing any more.
+    fn settle(&mut self, room: &Name, actions: &mut Actions<C, T>) {
         let Some(state) = self.rooms.get_mut(room) else {
             return;
         };
@@ -333,7 +345,7 @@ impl<C: Clone, T> Rooms<C, T> {
         if let Some(op) = state.topic.settle(wanted) {
             actions.ask(
                 Origin::RoomTopic(room.clone()),
-                topic_op(op, backend::Topic::Room(room.clone())),
+                op.of(backend::Topic::Room(room.clone())),
             );
         }
         if state.topic == Topic::Idle && !wanted && state.requests.is_empty() {
@@ -343,24 +355,45 @@ impl<C: Clone, T> Rooms<C, T> {
 
     /// The requests that no earlier one is in the way of.
     fn ready(&self, room: &Name) -> Vec<u64> {
-        let mut ready = Vec::new();
-        let Some(state) = self.rooms.get(room).filter(|room| room.waiting > 0) else {
-            return ready;
+        let Some(state) = self.rooms.get(room) else {
+            return Vec::new();
         };
-        let mut busy = BTreeSet::new();
-        for (number, request) in &state.requests {
-            let member = request.kind.member();
-            let free = member.map_or(busy.is_empty(), |member| !busy.contains(member));
-            if free && request.step == Step::Waiting {
-                ready.push(*number);
+        // Nothing overtakes the clearing of a room.
+        let last = state.clears.first().copied().unwrap_or(u64::MAX);
+        state
+            .waiting
+            .range(..=last)
+            .copied()
+            .filter(|number| self.is_ready(room, *number))
+            .collect()
+    }
+
+    fn is_ready(&self, room: &Name, number: u64) -> bool {
+        let Some(state) = self.rooms.get(room) else {
+            return false;
+        };
+        let Some(request) = state.requests.get(&number) else {
+            return false;
+        };
+        match request.kind.member() {
+            None => state
+                .requests
+                .first_key_value()
+                .is_some_and(|(first, _)| *first == number),
+            Some(member) => {
+                let first = (member.clone(), room.clone(), 0);
+                let this = (member.clone(), room.clone(), number);
+                state.clears.first().is_none_or(|clear| number < *clear)
+                    && self.asked.range(first..this).next().is_none()
             }
-            match member {
-                Some(member) => busy.insert(member),
-                // Nothing overtakes the clearing of a room.
-                None => break,
-            };
         }
-        ready
+    }
+
+    fn is_join(&self, room: &Name, number: u64) -> bool {
+        self.rooms
+            .get(room)
+            .and_then(|room| room.requests.get(&number))
+            .is_some_and(|request| matches!(request.kind, Kind::Join { .. }))
     }
 
     /// Nothing is in the way of this request but, for a join, the topic. True if it was answered at once.
@@ -372,84 +405,132 @@ impl<C: Clone, T> Rooms<C, T> {
             return false;
         };
         let room_name = room.clone();
-        let (op, leaver) = match &request.kind {
+        match &request.kind {
             Kind::Join { .. } if request.gone => {
                 self.finish(room, number, Err(InstanceError::Gone), actions);
                 return true;
             }
-            Kind::Join { .. } if !state.topic.is_held() => return false,
+            Kind::Join { .. } if !state.topic.is_held() => {}
             Kind::Join { id, .. } => {
                 let connection = id.clone();
-                (
-                    Op::JoinRoom {
-                        room: room_name,
-                        connection,
-                    },
-                    None,
-                )
+                let op = Op::JoinRoom {
+                    room: room_name,
+                    connection,
+                };
+                self.ask(room, number, Step::Joining, op, actions);
             }
-            Kind::Leave { id } if !state.members.contains(id) => {
+            // The backend forgets a connection that is gone, with all its rooms.
+            Kind::Leave { .. } if request.gone => {
                 self.finish(room, number, Ok(Outcome::Left(false)), actions);
                 return true;
             }
+            // Asked for a stranger, too: the outcome of an earlier request may be unknown.
             Kind::Leave { id } => {
-                let connection = id.clone();
-                (
-                    Op::LeaveRoom {
-                        room: room_name,
-                        connection,
-                    },
-                    Some(id.clone()),
-                )
+                let id = id.clone();
+                let was = state.members.contains(&id);
+                let op = Op::LeaveRoom {
+                    room: room_name,
+                    connection: id.clone(),
+                };
+                self.ask(room, number, Step::Leaving { was }, op, actions);
+                // At once, so that no event follows the answer.
+                self.remove(room, &id, actions);
             }
-            Kind::Clear => (Op::ClearRoom { room: room_name }, None),
+            Kind::Clear => {
+                let op = Op::ClearRoom { room: room_name };
+                self.ask(room, number, Step::Clearing, op, actions);
+            }
+        }
+        false
+    }
+
+    /// Takes a request to a step that the backend has to answer.
+    fn ask(&mut self, room: &Name, number: u64, step: Step, op: Op, actions: &mut Actions<C, T>) {
+        let Some(state) = self.rooms.get_mut(room) else {
+            return;
         };
-        request.step = Step::Writing;
-        state.waiting -= 1;
+        let Some(request) = state.requests.get_mut(&number) else {
+            return;
+        };
+        state.waiting.remove(&number);
+        request.step = step;
         let origin = Origin::RoomRequest {
             room: room.clone(),
             request: number,
         };
         actions.ask(origin, op);
-        if let Some(id) = leaver {
-            // At once, so that no event follows the answer.
-            self.remove(room, &id, actions);
-        }
-        false
     }
 
-    /// The backend has the membership: events reach the member right behind the answer.
-    fn activate(
+    /// The backend has the membership, and `present` once it was asked for.
+    fn joined(
         &mut self,
         room: &Name,
         number: u64,
-        result: Result<Outcome, InstanceError>,
+        new: bool,
+        present: Option<Vec<ConnectionId>>,
         actions: &mut Actions<C, T>,
     ) {
         let Some(state) = self.rooms.get_mut(room) else {
             return;
         };
-        let Some(request) = state.requests.remove(&number) else {
+        let Some(request) = state.requests.get_mut(&number) else {
             return;
         };
-        let Kind::Join { id, handle, .. } = request.kind else {
+        let Kind::Join {
+            id,
+            handle,
+            present: list,
+        } = &request.kind
+        else {
             return;
         };
-        self.asked.remove(&(id.clone(), room.clone(), number));
         if request.gone {
-            actions.complete(request.token, Err(InstanceError::Gone));
-            actions.push(Action::Release(handle));
-            return;
-        }
-        actions.complete(request.token, result);
-        if state.members.insert(id.clone(), handle.clone()) {
-            self.of.entry(id).or_default().insert(room.clone());
+            self.finish(room, number, Err(InstanceError::Gone), actions);
+        } else if request.cleared {
+            // Which came first, the membership or the clearing? Asked again, it is the clearing.
+            request.cleared = false;
+            request.step = Step::Waiting;
+            state.waiting.insert(number);
+        } else if *list && present.is_none() {
+            let op = Op::RoomMembers { room: room.clone() };
+            self.ask(room, number, Step::Listing { new }, op, actions);
         } else {
-            actions.push(Action::Release(handle));
+            let (id, handle) = (id.clone(), handle.clone());
+            let present = present.unwrap_or_default();
+            let outcome = Outcome::Joined { new, present };
+            if state.members.insert(id.clone(), handle) {
+                self.of.entry(id).or_default().insert(room.clone());
+                self.answer(room, number, Ok(outcome), actions);
+            } else {
+                self.finish(room, number, Ok(outcome), actions);
+            }
         }
     }
 
-    /// Answers a request that leaves the members as they are.
+    /// The members could not be listed, so the join fails; and because no event may reach a connection that was told so, a membership
+    /// that it began ends again. One that was there before stays.
+    fn undo(&mut self, room: &Name, number: u64, error: BackendError, actions: &mut Actions<C, T>) {
+        let Some(state) = self.rooms.get(room) else {
+            return;
+        };
+        let Some(request) = state.requests.get(&number) else {
+            return;
+        };
+        let Some(id) = request.kind.member() else {
+            return;
+        };
+        if request.gone || state.members.contains(id) {
+            self.finish(room, number, Err(error.into()), actions);
+            return;
+        }
+        let op = Op::LeaveRoom {
+            room: room.clone(),
+            connection: id.clone(),
+        };
+        self.ask(room, number, Step::Undoing(error), op, actions);
+    }
+
+    /// Answers a request that makes nobody a member.
     fn finish(
         &mut self,
         room: &Name,
@@ -457,22 +538,32 @@ impl<C: Clone, T> Rooms<C, T> {
         result: Result<Outcome, InstanceError>,
         actions: &mut Actions<C, T>,
     ) {
-        let Some(state) = self.rooms.get_mut(room) else {
-            return;
-        };
-        let Some(request) = state.requests.remove(&number) else {
-            return;
-        };
-        if request.step == Step::Waiting {
-            state.waiting -= 1;
-        }
-        if let Some(member) = request.kind.member() {
-            self.asked.remove(&(member.clone(), room.clone(), number));
-        }
-        actions.complete(request.token, result);
-        if let Kind::Join { handle, .. } = request.kind {
+        if let Some(Kind::Join { handle, .. }) = self.answer(room, number, result, actions) {
             actions.push(Action::Release(handle));
         }
+    }
+
+    /// Answers and forgets a request.
+    fn answer(
+        &mut self,
+        room: &Name,
+        number: u64,
+        result: Result<Outcome, InstanceError>,
+        actions: &mut Actions<C, T>,
+    ) -> Option<Kind<C>> {
+        let state = self.rooms.get_mut(room)?;
+        let request = state.requests.remove(&number)?;
+        state.waiting.remove(&number);
+        match request.kind.member() {
+            Some(member) => {
+                self.asked.remove(&(member.clone(), room.clone(), number));
+            }
+            None => {
+                state.clears.remove(&number);
+            }
+        }
+        actions.complete(request.token, result);
+        Some(request.kind)
     }
 
     fn remove(&mut self, room: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
@@ -502,13 +593,35 @@ impl<C: Clone, T> Rooms<C, T> {
             self.remove(room, &id, actions);
         }
     }
-}
 
-/// The backend operation for a topic.
-pub(super) fn topic_op(op: TopicOp, topic: backend::Topic) -> Op {
-    let topics = vec![topic];
-    match op {
-        TopicOp::Subscribe => Op::Subscribe { topics },
-        TopicOp::Unsubscribe => Op::Unsubscribe { topics },
+    /// Holds the tables against each other; true if they are empty.
+    #[cfg(test)]
+    pub(super) fn check(&self) -> bool {
+        let (mut of, mut asked) = (BTreeSet::new(), BTreeSet::new());
+        for (name, room) in &self.rooms {
+            of.extend(room.members.ids().map(|id| (id.clone(), name.clone())));
+            for (number, request) in &room.requests {
+                let waits = matches!(request.step, Step::Waiting);
+                assert_eq!(waits, room.waiting.contains(number), "{name} {number}");
+                match request.kind.member() {
+                    None => assert!(room.clears.contains(number), "{name} {number}"),
+                    Some(id) => {
+                        asked.insert((id.clone(), name.clone(), *number));
+                    }
+                }
+            }
+            let known = |number: &u64| room.requests.contains_key(number);
+            assert!(room.waiting.iter().all(known), "{name}");
+            assert!(room.clears.iter().all(known), "{name}");
+            let used = !room.members.is_empty() || !room.requests.is_empty();
+            assert!(used || room.topic != Topic::Idle, "{name} is nothing");
+        }
+        let reverse = self.of.iter().flat_map(|(id, rooms)| {
+            assert!(!rooms.is_empty(), "{id} is in no room");
+            rooms.iter().map(|name| (id.clone(), name.clone()))
+        });
+        assert_eq!(of, reverse.collect());
+        assert_eq!(asked, self.asked);
+        self.rooms.is_empty() && self.of.is_empty() && self.asked.is_empty()
     }
 }

@@ -1,5 +1,7 @@
 //! Is a backend topic taken, and should it be?
 
+use crate::backend::{self, Op};
+
 /// A topic of the backend as this process holds it.
 ///
 /// Joins and leaves race with operations in flight; which of them wins is decided here, by what is wanted when
@@ -23,6 +25,17 @@ pub(super) enum Topic {
 pub(super) enum TopicOp {
     Subscribe,
     Unsubscribe,
+}
+
+impl TopicOp {
+    /// The operation, for this topic.
+    pub(super) fn of(self, topic: backend::Topic) -> Op {
+        let topics = vec![topic];
+        match self {
+            Self::Subscribe => Op::Subscribe { topics },
+            Self::Unsubscribe => Op::Unsubscribe { topics },
+        }
+    }
 }
 
 impl Topic {

@@ -1,0 +1,182 @@
+use super::{Shard, id, joined};
+use crate::backend::{BackendError, Reply};
+
+/// Connection 1 is a member of `r`; three operations were asked for.
+fn joined_shard() -> Shard {
+    let mut shard = Shard::new();
+    assert_eq!(shard.join("r", 1, 1), ["1: subscribe r"]);
+    assert_eq!(shard.ok(1, Reply::Done), ["2: i.1 joins r"]);
+    assert_eq!(shard.ok(2, Reply::Flag(true)), [joined(1, true)]);
+    shard
+}
+
+#[test]
+fn a_topic_is_held_from_the_first_member_to_the_last() {
+    let mut shard = joined_shard();
+    assert_eq!(shard.join("r", 2, 2), ["3: i.2 joins r"]);
+    assert_eq!(shard.ok(3, Reply::Flag(true)), [joined(2, true)]);
+    assert_eq!(shard.leave("r", 1, 3), ["4: i.1 leaves r", "release 1"]);
+    assert_eq!(shard.ok(4, Reply::Flag(true)), ["3 = Left(true)"]);
+    assert_eq!(
+        shard.leave("r", 2, 4),
+        ["5: i.2 leaves r", "release 2", "6: unsubscribe r"]
+    );
+    assert_eq!(shard.ok(6, Reply::Done), [""; 0]);
+    assert_eq!(shard.ok(5, Reply::Flag(true)), ["4 = Left(true)"]);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_join_that_races_the_release_of_its_topic_takes_it_again() {
+    let mut shard = joined_shard();
+    shard.leave("r", 1, 2);
+    assert_eq!(shard.join("r", 2, 3), [""; 0]);
+    assert_eq!(shard.ok(4, Reply::Done), ["5: subscribe r"]);
+    assert_eq!(shard.ok(5, Reply::Done), ["6: i.2 joins r"]);
+    assert_eq!(shard.ok(6, Reply::Flag(true)), [joined(3, true)]);
+}
+
+#[test]
+fn joining_twice_is_one_membership() {
+    let mut shard = joined_shard();
+    assert_eq!(shard.join("r", 1, 2), ["3: i.1 joins r"]);
+    assert_eq!(
+        shard.ok(3, Reply::Flag(false)),
+        [joined(2, false), "release 1".to_owned()]
+    );
+    assert!(shard.instance.is_member("r", &id(1)));
+}
+
+#[test]
+fn a_leave_that_failed_can_be_tried_again() {
+    let mut shard = joined_shard();
+    shard.leave("r", 1, 2);
+    assert_eq!(shard.fail(3), ["2 fails: unavailable"]);
+    shard.ok(4, Reply::Done);
+    assert_eq!(shard.leave("r", 1, 3), ["5: i.1 leaves r"]);
+    assert_eq!(shard.ok(5, Reply::Flag(true)), ["3 = Left(true)"]);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_stranger_leaves_nothing() {
+    let mut shard = Shard::new();
+    assert_eq!(shard.leave("r", 1, 1), ["1: i.1 leaves r"]);
+    assert_eq!(shard.ok(1, Reply::Flag(false)), ["1 = Left(false)"]);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_join_whose_listing_fails_is_taken_back() {
+    let mut shard = Shard::new();
+    shard.join_present("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    assert_eq!(shard.ok(2, Reply::Flag(true)), ["3: who is in r"]);
+    assert_eq!(shard.fail(3), ["4: i.1 leaves r"]);
+    // Whatever becomes of that.
+    assert_eq!(
+        shard.fail(4),
+        ["1 fails: unavailable", "release 1", "5: unsubscribe r"]
+    );
+    shard.ok(5, Reply::Done);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_member_stays_one_when_a_listing_fails() {
+    let mut shard = joined_shard();
+    shard.join_present("r", 1, 2);
+    assert_eq!(shard.ok(3, Reply::Flag(false)), ["4: who is in r"]);
+    assert_eq!(shard.fail(4), ["2 fails: unavailable", "release 1"]);
+    assert!(shard.instance.is_member("r", &id(1)));
+}
+
+#[test]
+fn a_join_that_another_instance_clears_happens_again() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.instance.handle_room_cleared(&"r".into());
+    assert_eq!(shard.told(), [""; 0]);
+    assert_eq!(shard.ok(2, Reply::Flag(true)), ["3: i.1 joins r"]);
+    assert_eq!(shard.ok(3, Reply::Flag(true)), [joined(1, true)]);
+}
+
+#[test]
+fn nothing_overtakes_a_clear() {
+    let mut shard = joined_shard();
+    assert_eq!(shard.leave("r", 2, 2), ["3: i.2 leaves r"]);
+    shard.instance.clear(&"r".into(), 3);
+    assert_eq!(shard.told(), [""; 0]);
+    assert_eq!(shard.join("r", 3, 4), [""; 0]);
+    assert_eq!(
+        shard.ok(3, Reply::Flag(false)),
+        ["2 = Left(false)", "4: clear r"]
+    );
+    assert_eq!(
+        shard.ok(4, Reply::Done),
+        ["release 1", "3 = Cleared", "5: i.3 joins r"]
+    );
+    assert_eq!(shard.ok(5, Reply::Flag(true)), [joined(4, true)]);
+}
+
+#[test]
+fn a_topic_that_fails_fails_only_who_waits_for_it() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.join("r", 2, 2);
+    shard.leave("r", 1, 3);
+    shard.join("r", 1, 4);
+    assert_eq!(
+        shard.fail(1),
+        [
+            "1 fails: unavailable",
+            "release 1",
+            "2 fails: unavailable",
+            "release 2",
+            "2: i.1 leaves r",
+            "3: subscribe r"
+        ]
+    );
+    assert_eq!(shard.ok(3, Reply::Done), [""; 0]);
+    assert_eq!(
+        shard.ok(2, Reply::Flag(false)),
+        ["3 = Left(false)", "4: i.1 joins r"]
+    );
+}
+
+#[test]
+fn a_connection_that_goes_in_the_middle_of_its_join_is_nowhere() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    assert_eq!(shard.leave("r", 1, 2), [""; 0]);
+    assert_eq!(shard.gone(1), ["3: unsubscribe r"]);
+    assert_eq!(
+        shard.ok(2, Reply::Flag(true)),
+        [
+            "1 fails: the connection is closed",
+            "release 1",
+            "2 = Left(false)"
+        ]
+    );
+    shard.ok(3, Reply::Done);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_connection_that_the_backend_does_not_know_joins_nothing() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    let refused = Err(BackendError::UnknownConnection);
+    shard.instance.handle_backend(shard.asked[1], refused);
+    assert_eq!(
+        shard.told(),
+        [
+            "1 fails: no such connection of this instance",
+            "release 1",
+            "3: unsubscribe r"
+        ]
+    );
+}
