@@ -1,7 +1,7 @@
 //! Channels with subscribers on this instance.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -17,30 +17,32 @@ use crate::{
     websocket::TextFrame,
 };
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Step {
-    /// For the topic.
-    Waiting,
-    /// The topic is in force and the history is being read.
-    Reading,
+/// A subscription that was asked for.
+#[derive(Debug)]
+struct Subscribe<C, T> {
+    handle: C,
+    /// How many messages of the history it wants.
+    limit: usize,
+    token: T,
 }
 
-/// A subscription on its way. What arrives between the topic being in force and the answer is kept for it, so
-/// that no message is in neither the history nor the stream.
+/// What a connection asks of a channel while an earlier subscription is under way. It takes effect behind that one.
+#[derive(Debug)]
+enum Next<C, T> {
+    Subscribe(Subscribe<C, T>),
+    Unsubscribe { token: T },
+}
+
+/// A subscription on its way; a connection has at most one to a channel. What arrives before the answer is kept for
+/// it, so that no message is in neither the history nor the stream.
 #[derive(Debug)]
 struct Grant<C, T> {
     id: ConnectionId,
-    handle: C,
-    token: T,
-    limit: usize,
-    step: Step,
+    subscribe: Subscribe<C, T>,
     kept: Vec<TextFrame>,
     kept_bytes: usize,
-    /// More arrived than may be kept.
-    overflow: bool,
-    gone: bool,
-    /// Unsubscriptions that came meanwhile; they follow the answer.
-    then_unsubscribe: Vec<T>,
+    /// In order of arrival.
+    next: VecDeque<Next<C, T>>,
 }
 
 #[derive(Debug)]
@@ -62,8 +64,8 @@ pub(super) struct Channels<C, T> {
     channels: Table<Name, Channel<C, T>>,
     /// The reverse of the channels' subscribers.
     of: Table<ConnectionId, BTreeSet<Name>>,
-    /// The grants of each connection.
-    asked: BTreeSet<(ConnectionId, Name, u64)>,
+    /// The grant of each connection and channel.
+    asked: BTreeMap<(ConnectionId, Name), u64>,
     last: u64,
 }
 
@@ -75,7 +77,7 @@ impl<C: Clone, T> Channels<C, T> {
             kept_bytes_max,
             channels: Table::with_hasher(hasher),
             of: Table::with_hasher(hasher),
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             last: 0,
         }
     }
@@ -89,36 +91,18 @@ impl<C: Clone, T> Channels<C, T> {
         token: T,
         actions: &mut Actions<C, T>,
     ) {
-        self.last += 1;
-        let hasher = self.hasher;
-        self.asked.insert((id.clone(), name.clone(), self.last));
-        let channel = self
-            .channels
-            .entry(name.clone())
-            .or_insert_with(|| Channel {
-                topic: Topic::Idle,
-                subscribers: Members::new(hasher),
-                grants: BTreeMap::new(),
-            });
-        channel.grants.insert(
-            self.last,
-            Grant {
-                id,
-                handle,
-                token,
-                limit: history,
-                step: Step::Waiting,
-                kept: Vec::new(),
-                kept_bytes: 0,
-                overflow: false,
-                gone: false,
-                then_unsubscribe: Vec::new(),
-            },
-        );
-        if channel.topic.is_held() {
-            self.start(name, self.last, actions);
+        let subscribe = Subscribe {
+            handle,
+            limit: history,
+            token,
+        };
+        match self.grant(name, &id) {
+            Some(grant) => grant.next.push_back(Next::Subscribe(subscribe)),
+            None => {
+                self.begin(name, id, subscribe, VecDeque::new(), actions);
+                self.settle(name, actions);
+            }
         }
-        self.settle(name, actions);
     }
 
     pub(super) fn unsubscribe(
@@ -128,42 +112,27 @@ impl<C: Clone, T> Channels<C, T> {
         token: T,
         actions: &mut Actions<C, T>,
     ) {
-        let first = (id.clone(), name.clone(), 0);
-        let last = (id.clone(), name.clone(), u64::MAX);
-        let under_way = self.asked.range(first..=last).next_back();
-        if let Some((_, _, number)) = under_way
-            && let Some(grant) = self
-                .channels
-                .get_mut(name)
-                .and_then(|channel| channel.grants.get_mut(number))
-        {
-            grant.then_unsubscribe.push(token);
-            return;
+        match self.grant(name, id) {
+            Some(grant) => grant.next.push_back(Next::Unsubscribe { token }),
+            None => {
+                let was = self.remove(name, id, actions);
+                actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                self.settle(name, actions);
+            }
         }
-        let was = self.remove(name, id, actions);
-        actions.complete(token, Ok(Outcome::Unsubscribed(was)));
-        self.settle(name, actions);
     }
 
+    /// The connection is gone: out of every channel at once.
     pub(super) fn handle_gone(&mut self, id: &ConnectionId, actions: &mut Actions<C, T>) {
         let mut touched = self.of.get(id).cloned().unwrap_or_default();
-        let first = (id.clone(), Name::from(""), 0);
-        for (_, name, number) in self
+        let first = (id.clone(), Name::from(""));
+        let asked = self
             .asked
             .range(first..)
-            .take_while(|(asker, ..)| asker == id)
-        {
-            if let Some(grant) = self
-                .channels
-                .get_mut(name)
-                .and_then(|channel| channel.grants.get_mut(number))
-            {
-                grant.gone = true;
-                grant.kept = Vec::new();
-            }
-            touched.insert(name.clone());
-        }
+            .take_while(|((asker, _), _)| asker == id);
+        touched.extend(asked.map(|((_, name), _)| name.clone()));
         for name in touched {
+            self.abandon(&name, id, actions);
             self.remove(&name, id, actions);
             self.settle(&name, actions);
         }
@@ -179,22 +148,22 @@ impl<C: Clone, T> Channels<C, T> {
         let Some(channel) = self.channels.get_mut(name) else {
             return;
         };
-        let mut reading = channel
+        // The first notice may overtake the answer to the subscription that it is owed to.
+        let keeps = matches!(channel.topic, Topic::Held | Topic::Subscribing);
+        let mut keeping = channel
             .grants
             .values_mut()
-            .filter(|grant| grant.step == Step::Reading && !grant.gone)
+            .filter(|grant| keeps && !channel.subscribers.contains(&grant.id))
             .peekable();
-        if channel.subscribers.is_empty() && reading.peek().is_none() {
+        if channel.subscribers.is_empty() && keeping.peek().is_none() {
             return;
         }
         let frame = frame();
-        for grant in reading {
-            if channel.subscribers.contains(&grant.id) {
-                continue;
-            }
-            grant.kept_bytes += frame.len();
-            grant.overflow |= grant.kept_bytes > self.kept_bytes_max;
-            if !grant.overflow {
+        for grant in keeping {
+            grant.kept_bytes = grant.kept_bytes.saturating_add(frame.len());
+            if grant.kept_bytes > self.kept_bytes_max {
+                grant.kept = Vec::new();
+            } else {
                 grant.kept.push(frame.clone());
             }
         }
@@ -260,23 +229,90 @@ impl<C: Clone, T> Channels<C, T> {
         self.settle(name, actions);
     }
 
+    fn grant(&mut self, name: &Name, id: &ConnectionId) -> Option<&mut Grant<C, T>> {
+        let number = self.asked.get(&(id.clone(), name.clone()))?;
+        self.channels.get_mut(name)?.grants.get_mut(number)
+    }
+
+    /// Answers a grant of a connection that is gone, and what waits behind it.
+    fn abandon(&mut self, name: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
+        let Some(number) = self.asked.remove(&(id.clone(), name.clone())) else {
+            return;
+        };
+        let Some(channel) = self.channels.get_mut(name) else {
+            return;
+        };
+        let Some(grant) = channel.grants.remove(&number) else {
+            return;
+        };
+        let mut was = channel.subscribers.contains(id);
+        let mut next = grant.next;
+        next.push_front(Next::Subscribe(grant.subscribe));
+        for request in next {
+            match request {
+                Next::Subscribe(Subscribe { handle, token, .. }) => {
+                    actions.complete(token, Err(InstanceError::Gone));
+                    actions.push(Action::Release(handle));
+                }
+                Next::Unsubscribe { token } => {
+                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                    was = false;
+                }
+            }
+        }
+    }
+
+    /// A subscription that no earlier one of the connection is in the way of.
+    fn begin(
+        &mut self,
+        name: &Name,
+        id: ConnectionId,
+        subscribe: Subscribe<C, T>,
+        next: VecDeque<Next<C, T>>,
+        actions: &mut Actions<C, T>,
+    ) {
+        self.last += 1;
+        let number = self.last;
+        let hasher = self.hasher;
+        self.asked.insert((id.clone(), name.clone()), number);
+        let channel = self
+            .channels
+            .entry(name.clone())
+            .or_insert_with(|| Channel {
+                topic: Topic::Idle,
+                subscribers: Members::new(hasher),
+                grants: BTreeMap::new(),
+            });
+        let grant = Grant {
+            id,
+            subscribe,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            next,
+        };
+        channel.grants.insert(number, grant);
+        if channel.topic.is_held() {
+            self.start(name, number, actions);
+        }
+    }
+
     /// The topic is in force.
     fn start(&mut self, name: &Name, number: u64, actions: &mut Actions<C, T>) {
         let Some(grant) = self
             .channels
-            .get_mut(name)
-            .and_then(|channel| channel.grants.get_mut(&number))
+            .get(name)
+            .and_then(|channel| channel.grants.get(&number))
         else {
             return;
         };
-        if grant.limit == 0 || grant.gone {
+        let limit = grant.subscribe.limit;
+        if limit == 0 {
             self.finish(name, number, Ok(Vec::new()), actions);
             return;
         }
-        grant.step = Step::Reading;
         let op = Op::History {
             channel: name.clone(),
-            limit: grant.limit,
+            limit,
         };
         let origin = Origin::ChannelHistory {
             channel: name.clone(),
@@ -285,7 +321,7 @@ impl<C: Clone, T> Channels<C, T> {
         actions.ask(origin, op);
     }
 
-    /// Answers a grant; on success messages follow the answer, those that were kept first.
+    /// Answers a grant, and what waits behind it up to the next subscription that has to wait.
     fn finish(
         &mut self,
         name: &Name,
@@ -299,40 +335,65 @@ impl<C: Clone, T> Channels<C, T> {
         let Some(grant) = channel.grants.remove(&number) else {
             return;
         };
-        self.asked.remove(&(grant.id.clone(), name.clone(), number));
-        let result = if grant.gone {
-            Err(InstanceError::Gone)
-        } else if grant.overflow {
-            let max = self.kept_bytes_max;
+        let held = channel.topic.is_held();
+        let Grant {
+            id,
+            subscribe,
+            kept,
+            kept_bytes,
+            mut next,
+        } = grant;
+        self.asked.remove(&(id.clone(), name.clone()));
+        let max = self.kept_bytes_max;
+        let result = if kept_bytes > max {
             Err(InstanceError::Overflow { max })
         } else {
             result
         };
-        let granted = result.is_ok();
-        let outcome = result.map(|history| Outcome::Subscribed { history });
-        actions.complete(grant.token, outcome);
-        if !granted {
-            actions.push(Action::Release(grant.handle));
-        } else if channel
-            .subscribers
-            .insert(grant.id.clone(), grant.handle.clone())
-        {
-            self.of
-                .entry(grant.id.clone())
-                .or_default()
-                .insert(name.clone());
-            if !grant.kept.is_empty() {
-                actions.push(Action::DeliverOne {
-                    to: grant.handle,
-                    frames: grant.kept,
-                });
+        self.answer(name, &id, subscribe, result, kept, actions);
+        while let Some(request) = next.pop_front() {
+            match request {
+                Next::Unsubscribe { token } => {
+                    let was = self.remove(name, &id, actions);
+                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                }
+                Next::Subscribe(subscribe) if held && subscribe.limit == 0 => {
+                    self.answer(name, &id, subscribe, Ok(Vec::new()), Vec::new(), actions);
+                }
+                Next::Subscribe(subscribe) => {
+                    self.begin(name, id, subscribe, next, actions);
+                    return;
+                }
             }
-        } else {
-            actions.push(Action::Release(grant.handle));
         }
-        for token in grant.then_unsubscribe {
-            let was = self.remove(name, &grant.id, actions);
-            actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+    }
+
+    /// On success messages follow the answer, those that were kept first.
+    fn answer(
+        &mut self,
+        name: &Name,
+        id: &ConnectionId,
+        subscribe: Subscribe<C, T>,
+        result: Result<Vec<Bytes>, InstanceError>,
+        kept: Vec<TextFrame>,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(channel) = self.channels.get_mut(name) else {
+            return;
+        };
+        let Subscribe { handle, token, .. } = subscribe;
+        let granted = result.is_ok();
+        actions.complete(token, result.map(|history| Outcome::Subscribed { history }));
+        if !granted || !channel.subscribers.insert(id.clone(), handle.clone()) {
+            actions.push(Action::Release(handle));
+            return;
+        }
+        self.of.entry(id.clone()).or_default().insert(name.clone());
+        if !kept.is_empty() {
+            actions.push(Action::DeliverOne {
+                to: handle,
+                frames: kept,
+            });
         }
     }
 
@@ -368,5 +429,32 @@ impl<C: Clone, T> Channels<C, T> {
         }
         actions.push(Action::Release(handle));
         true
+    }
+
+    /// Holds the tables against each other; true if they are empty.
+    #[cfg(test)]
+    pub(super) fn check(&self) -> bool {
+        let (mut of, mut asked) = (BTreeSet::new(), BTreeMap::new());
+        for (name, channel) in &self.channels {
+            of.extend(
+                channel
+                    .subscribers
+                    .ids()
+                    .map(|id| (id.clone(), name.clone())),
+            );
+            for (number, grant) in &channel.grants {
+                let earlier = asked.insert((grant.id.clone(), name.clone()), *number);
+                assert_eq!(earlier, None, "two grants of {} to {name}", grant.id);
+            }
+            let used = !channel.subscribers.is_empty() || !channel.grants.is_empty();
+            assert!(used || channel.topic != Topic::Idle, "{name} is nothing");
+        }
+        let reverse = self.of.iter().flat_map(|(id, channels)| {
+            assert!(!channels.is_empty(), "{id} is in no channel");
+            channels.iter().map(|name| (id.clone(), name.clone()))
+        });
+        assert_eq!(of, reverse.collect());
+        assert_eq!(asked, self.asked);
+        self.channels.is_empty() && self.of.is_empty() && self.asked.is_empty()
     }
 }

@@ -110,7 +110,8 @@ impl<C: Clone, T> Instance<C, T> {
     }
 
     /// Subscribes a local connection. Answered with [`Outcome::Subscribed`] and the newest `history` messages; every message
-    /// after the answer follows it.
+    /// that arrived meanwhile follows the answer, and may be in the history too. If that is more than `kept_bytes_max`
+    /// the subscription fails with [`InstanceError::Overflow`].
     pub fn subscribe(
         &mut self,
         channel: &Name,
@@ -231,6 +232,7 @@ impl<C: Clone, T> Instance<C, T> {
     /// Is nothing and nobody remembered?
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        self.rooms.check()
+        let empty = [self.rooms.check(), self.channels.check()];
+        empty == [true; 2]
     }
 }

@@ -1,5 +1,6 @@
 //! Cases worth a name, and what is needed to write them in a few lines.
 
+mod channels;
 mod rooms;
 
 use super::{Action, Instance, InstanceError, OpToken, Outcome, Seeded};
@@ -38,6 +39,31 @@ impl Shard {
 
     fn leave(&mut self, room: &str, connection: u32, token: u32) -> Vec<String> {
         self.instance.leave(&room.into(), id(connection), token);
+        self.told()
+    }
+
+    fn subscribe(
+        &mut self,
+        channel: &str,
+        connection: u32,
+        history: usize,
+        token: u32,
+    ) -> Vec<String> {
+        let (channel, id) = (Name::from(channel), id(connection));
+        self.instance
+            .subscribe(&channel, id, connection, history, token);
+        self.told()
+    }
+
+    fn unsubscribe(&mut self, channel: &str, connection: u32, token: u32) -> Vec<String> {
+        self.instance
+            .unsubscribe(&channel.into(), &id(connection), token);
+        self.told()
+    }
+
+    fn message(&mut self, channel: &str, message: &str) -> Vec<String> {
+        self.instance
+            .handle_channel_message(&channel.into(), || TextFrame::new(message));
         self.told()
     }
 
@@ -140,4 +166,9 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
 fn joined(token: u32, new: bool) -> String {
     let present = Vec::new();
     format!("{token} = {:?}", Outcome::Joined { new, present })
+}
+
+fn subscribed(token: u32) -> String {
+    let history = Vec::new();
+    format!("{token} = {:?}", Outcome::Subscribed { history })
 }
