@@ -61,20 +61,20 @@ impl<C: Clone, T> Directory<C, T> {
         token: T,
         actions: &mut Actions<C, T>,
     ) {
+        if self.entries.contains_key(id) {
+            // Ids are random: two alive with one id is a fault of the driver.
+            let error = BackendError::Usage(format!("the connection id {id} is in use"));
+            actions.complete(token, Err(error.into()));
+            return;
+        }
         let entry = Entry {
             handle,
-            metadata,
+            metadata: metadata.filter(not_null),
             steps: VecDeque::new(),
             closing: false,
         };
-        let replaced = self.entries.insert(id.clone(), entry);
+        self.entries.insert(id.clone(), entry);
         self.then(id, Step::Open { token }, actions);
-        if let Some(replaced) = replaced {
-            // Ids are random: two alive with one id is a fault of the driver, and the older one is let go.
-            for step in replaced.steps {
-                fail(step, actions);
-            }
-        }
     }
 
     /// Out of every list at once; answered when the backend has forgotten it too, or cannot be told.
@@ -113,7 +113,11 @@ impl<C: Clone, T> Directory<C, T> {
         id: &ConnectionId,
         actions: &mut Actions<C, T>,
     ) {
-        if self.entries.get(id).is_some_and(|entry| !entry.closing) {
+        let Some(entry) = self.entries.get(id).filter(|entry| !entry.closing) else {
+            return;
+        };
+        // One that has not begun yet sees this change too.
+        if !matches!(entry.steps.iter().skip(1).next_back(), Some(Step::Refresh)) {
             self.then(id, Step::Refresh, actions);
         }
     }
@@ -188,13 +192,13 @@ impl<C: Clone, T> Directory<C, T> {
             }
             Step::Refresh => {
                 if let Ok(Reply::Metadata(metadata)) = result {
-                    entry.metadata = metadata;
+                    entry.metadata = metadata.filter(not_null);
                 }
             }
             Step::SetMetadata { token, .. } => {
                 let result = match result {
                     Ok(Reply::Changed(Some(metadata))) => {
-                        entry.metadata = Some(metadata.clone());
+                        entry.metadata = Some(metadata.clone()).filter(not_null);
                         Ok(Outcome::Metadata(metadata))
                     }
                     Ok(_) => Err(InstanceError::Gone),
@@ -204,6 +208,15 @@ impl<C: Clone, T> Directory<C, T> {
             }
         }
         self.ask(id, actions);
+    }
+
+    /// Holds the tables against each other; true if they are empty.
+    #[cfg(test)]
+    pub(super) fn check(&self) -> bool {
+        for id in self.open.ids() {
+            assert!(!self.entries[id].closing, "{id} closes and is open");
+        }
+        self.entries.is_empty() && self.open.is_empty()
     }
 
     fn then(&mut self, id: &ConnectionId, step: Step<T>, actions: &mut Actions<C, T>) {
@@ -240,6 +253,11 @@ impl<C: Clone, T> Directory<C, T> {
         };
         actions.ask(Origin::Connection(id.clone()), op);
     }
+}
+
+/// `null` is no metadata.
+fn not_null(metadata: &Json) -> bool {
+    metadata.trim() != "null"
 }
 
 /// Answers a step that will not happen.

@@ -59,7 +59,8 @@ impl<C: Clone, T> Instance<C, T> {
         }
     }
 
-    /// A connection opened whose id belongs to this shard. Answered with [`Outcome::Opened`] once it is registered.
+    /// A connection opened whose id belongs to this shard. Answered with [`Outcome::Opened`] once it is registered. An
+    /// id that is in use is refused.
     pub fn handle_open(&mut self, id: &ConnectionId, handle: C, metadata: Option<Json>, token: T) {
         self.directory
             .open(id, handle, metadata, token, &mut self.actions);
@@ -232,7 +233,11 @@ impl<C: Clone, T> Instance<C, T> {
     /// Is nothing and nobody remembered?
     #[cfg(test)]
     fn is_empty(&self) -> bool {
-        let empty = [self.rooms.check(), self.channels.check()];
-        empty == [true; 2]
+        let empty = [
+            self.rooms.check(),
+            self.channels.check(),
+            self.directory.check(),
+        ];
+        empty == [true; 3]
     }
 }

@@ -1,6 +1,7 @@
 //! Cases worth a name, and what is needed to write them in a few lines.
 
 mod channels;
+mod directory;
 mod rooms;
 
 use super::{Action, Instance, InstanceError, OpToken, Outcome, Seeded};
