@@ -1,8 +1,11 @@
-//! Cases worth a name, and what is needed to write them in a few lines.
+//! Cases worth a name, and what is needed to write them in a few lines. `properties` looks for the others.
 
 mod channels;
 mod directory;
+mod properties;
 mod rooms;
+mod store;
+mod world;
 
 use super::{Action, Instance, InstanceError, OpToken, Outcome, Seeded};
 use crate::{

@@ -1,0 +1,844 @@
+//! A shard between connections and a backend, and a model that watches every action.
+//!
+//! The model follows the answers that were given, not the shard's tables: whoever was told that they are a member gets
+//! what a member gets, until they are told otherwise.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{id, store::Store, unavailable};
+use crate::{
+    backend::{BackendError, ConnectionId, Json, MetadataChange, Name, Op, Reply, Topic},
+    instance::{Action, Instance, InstanceError, Members, OpToken, Outcome, Seeded},
+    websocket::TextFrame,
+};
+
+/// A few messages of the world.
+const KEPT_BYTES_MAX: usize = 24;
+
+/// Connections are named by place, rooms and channels by number, operations by whatever index is left after a division.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    Answer(usize, Answer),
+    AnswerAgain(usize),
+    Clear(usize),
+    ClearElsewhere(usize),
+    Close(usize),
+    EventAll(usize),
+    EventRoom(usize, usize),
+    /// The backend does it, and tells later.
+    Execute(usize),
+    Join(usize, usize, bool),
+    Leave(usize, usize),
+    Message(usize),
+    NoticeCleared,
+    Open(usize),
+    SetMetadata(usize, u8),
+    SetMetadataElsewhere(usize, u8),
+    Subscribe(usize, usize, usize),
+    Unsubscribe(usize, usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Answer {
+    Ok,
+    /// It was done, and the answer got lost.
+    Lost,
+    /// It was not done, unless it was before.
+    Refused,
+}
+
+#[derive(Debug, PartialEq)]
+enum Request {
+    Clear(Name),
+    Close(u32),
+    Join(u32, Name, bool),
+    Leave(u32, Name),
+    Metadata(u32),
+    Open(u32),
+    Subscribe {
+        of: u32,
+        channel: Name,
+        limit: usize,
+        /// What arrived while it was the first of its connection and the topic was taken.
+        kept: Vec<String>,
+        kept_bytes: usize,
+    },
+    Unsubscribe(u32, Name),
+}
+
+impl Request {
+    /// The room, and the member if it is about one.
+    fn in_room(&self) -> Option<(&Name, Option<u32>)> {
+        match self {
+            Self::Clear(room) => Some((room, None)),
+            Self::Join(of, room, _) | Self::Leave(of, room) => Some((room, Some(*of))),
+            _ => None,
+        }
+    }
+
+    fn in_channel(&self) -> Option<(&Name, u32)> {
+        match self {
+            Self::Subscribe { of, channel, .. } | Self::Unsubscribe(of, channel) => {
+                Some((channel, *of))
+            }
+            _ => None,
+        }
+    }
+
+    fn in_directory(&self) -> Option<u32> {
+        match self {
+            Self::Close(of) | Self::Metadata(of) | Self::Open(of) => Some(*of),
+            _ => None,
+        }
+    }
+
+    /// Must the other one be answered before this one, if it came before?
+    fn follows(&self, other: &Self) -> bool {
+        let in_room = match (self.in_room(), other.in_room()) {
+            (Some((room, of)), Some((other_room, other_of))) => {
+                room == other_room && (of == other_of || of.is_none() || other_of.is_none())
+            }
+            _ => false,
+        };
+        let in_channel = self.in_channel().is_some() && self.in_channel() == other.in_channel();
+        let in_directory =
+            self.in_directory().is_some() && self.in_directory() == other.in_directory();
+        in_room || in_channel || in_directory
+    }
+
+    /// Whose place it takes in the limit, until it is answered.
+    fn takes(&self) -> Option<u32> {
+        match self {
+            Self::Join(of, ..) | Self::Subscribe { of, .. } => Some(*of),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Connection {
+    registered: bool,
+    gone: bool,
+    taken: usize,
+    released: usize,
+    metadata: Option<Json>,
+    rooms: BTreeSet<Name>,
+    channels: BTreeSet<Name>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    token: OpToken,
+    op: Op,
+    executed: Option<Result<Reply, BackendError>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum TopicState {
+    Subscribing,
+    Held,
+    Releasing,
+}
+
+pub(super) struct World {
+    pub(super) log: Vec<String>,
+    instance: Instance<u32, u32>,
+    store: Store,
+    connections: BTreeMap<u32, Connection>,
+    /// Who has which place.
+    places: [u32; 3],
+    requests: BTreeMap<u32, Request>,
+    last_token: u32,
+    asked: Vec<Asked>,
+    answered: Vec<OpToken>,
+    topics: BTreeMap<Topic, TopicState>,
+    /// Rooms that another instance cleared, which nobody has told yet.
+    cleared: Vec<Name>,
+    messages: u32,
+    /// Who got the event that is being delivered.
+    delivered: Vec<(String, Vec<u32>)>,
+    /// What has to come next: kept messages.
+    owed: Option<(u32, Vec<String>)>,
+    /// The store may know better than the shard, because an answer was an error.
+    unknown_connections: BTreeSet<ConnectionId>,
+    unknown_members: BTreeSet<(Name, ConnectionId)>,
+    unknown_metadata: BTreeSet<ConnectionId>,
+    unknown_topics: BTreeSet<Topic>,
+}
+
+impl World {
+    /// Everybody is here, and in no room or channel.
+    pub(super) fn new() -> Self {
+        let mut world = Self {
+            log: Vec::new(),
+            instance: Instance::new(Seeded::new(&[3; 32]), KEPT_BYTES_MAX),
+            store: Store::default(),
+            connections: BTreeMap::new(),
+            places: [0; 3],
+            requests: BTreeMap::new(),
+            last_token: 0,
+            asked: Vec::new(),
+            answered: Vec::new(),
+            topics: BTreeMap::new(),
+            cleared: Vec::new(),
+            messages: 0,
+            delivered: Vec::new(),
+            owed: None,
+            unknown_connections: BTreeSet::new(),
+            unknown_members: BTreeSet::new(),
+            unknown_metadata: BTreeSet::new(),
+            unknown_topics: BTreeSet::new(),
+        };
+        for place in 0..3 {
+            world.open(place);
+        }
+        world.answer_all();
+        world
+    }
+
+    pub(super) fn take(&mut self, step: Step) {
+        match step {
+            Step::Answer(at, answer) => {
+                if !self.asked.is_empty() {
+                    self.answer(at % self.asked.len(), answer);
+                }
+            }
+            Step::AnswerAgain(at) => {
+                if !self.answered.is_empty() {
+                    let token = self.answered[at % self.answered.len()];
+                    self.instance.handle_backend(token, Ok(Reply::Done));
+                    let action = self.instance.poll_action();
+                    assert!(action.is_none(), "an old answer caused {action:?}");
+                }
+            }
+            Step::Clear(room) => {
+                let room = name(room);
+                let token = self.request(Request::Clear(room.clone()));
+                self.instance.clear(&room, token);
+            }
+            Step::ClearElsewhere(room) => {
+                self.store.clear(&name(room));
+                self.cleared.push(name(room));
+            }
+            Step::Close(place) => self.close(place),
+            Step::EventAll(except) => {
+                let (frame, except) = (self.frame(), self.except(except));
+                self.instance.deliver_all(&except, &frame);
+                self.settle();
+                let registered = self.with(|connection| connection.registered);
+                self.check_delivered(&frame, &registered, &registered, &except);
+            }
+            Step::EventRoom(room, except) => self.event_room(&name(room), except),
+            Step::Execute(at) => {
+                if !self.asked.is_empty() {
+                    self.execute(at % self.asked.len());
+                }
+            }
+            Step::Join(place, room, present) => {
+                let (of, room) = (self.places[place], name(room));
+                let token = self.request(Request::Join(of, room.clone(), present));
+                let late = self.is_late(of);
+                self.instance.join(&room, id(of), of, present, token);
+                self.tell_late(of, late);
+            }
+            Step::Leave(place, room) => {
+                let (of, room) = (self.places[place], name(room));
+                let token = self.request(Request::Leave(of, room.clone()));
+                self.instance.leave(&room, id(of), token);
+            }
+            Step::Message(channel) => self.message(&name(channel)),
+            Step::NoticeCleared => {
+                if !self.cleared.is_empty() {
+                    let room = self.cleared.remove(0);
+                    self.notice_cleared(&room);
+                }
+            }
+            Step::Open(place) => {
+                if self.connections[&self.places[place]].gone {
+                    self.open(place);
+                }
+            }
+            Step::SetMetadata(place, value) => {
+                let of = self.places[place];
+                let token = self.request(Request::Metadata(of));
+                let change = MetadataChange::Replace(json(value));
+                self.instance.set_metadata(&id(of), change, token);
+            }
+            Step::SetMetadataElsewhere(place, value) => {
+                let id = id(self.places[place]);
+                if self.store.set(&id, &json(value)).is_some() {
+                    self.instance.handle_metadata_changed(&id);
+                }
+            }
+            Step::Subscribe(place, channel, limit) => {
+                let (of, channel) = (self.places[place], name(channel));
+                let token = self.request(Request::Subscribe {
+                    of,
+                    channel: channel.clone(),
+                    limit,
+                    kept: Vec::new(),
+                    kept_bytes: 0,
+                });
+                let late = self.is_late(of);
+                self.instance.subscribe(&channel, id(of), of, limit, token);
+                self.tell_late(of, late);
+            }
+            Step::Unsubscribe(place, channel) => {
+                let (of, channel) = (self.places[place], name(channel));
+                let token = self.request(Request::Unsubscribe(of, channel.clone()));
+                self.instance.unsubscribe(&channel, &id(of), token);
+            }
+        }
+        self.settle();
+        self.check();
+    }
+
+    /// Answers everything. Then shard and store agree, as far as the store told the truth.
+    pub(super) fn converge(&mut self) {
+        for room in std::mem::take(&mut self.cleared) {
+            self.notice_cleared(&room);
+        }
+        self.answer_all();
+        assert!(self.requests.is_empty(), "unanswered: {:?}", self.requests);
+        let (mut local, mut topics) = (BTreeSet::new(), BTreeSet::new());
+        for of in self.with(|connection| !connection.gone) {
+            let connection = &self.connections[&of];
+            for room in &connection.rooms {
+                local.insert((room.clone(), id(of)));
+                topics.insert(Topic::Room(room.clone()));
+            }
+            let channels = connection.channels.iter().cloned();
+            topics.extend(channels.map(Topic::Channel));
+            let unknown = [&self.unknown_metadata, &self.unknown_connections];
+            if !unknown.iter().any(|unknown| unknown.contains(&id(of))) {
+                let metadata = self.instance.metadata(&id(of)).flatten();
+                assert_eq!(
+                    self.store.connections[&id(of)],
+                    metadata,
+                    "metadata of {of}"
+                );
+            }
+        }
+        let known = |member: &&(Name, ConnectionId)| {
+            !self.unknown_members.contains(*member) && !self.unknown_connections.contains(&member.1)
+        };
+        let here: Vec<_> = local.iter().filter(known).collect();
+        let there: Vec<_> = self.store.members.iter().filter(known).collect();
+        assert_eq!(here, there, "members here and in the store");
+        let held = self.topics.iter();
+        let held = held.map(|(topic, state)| {
+            assert_eq!(*state, TopicState::Held, "{topic:?}");
+            topic.clone()
+        });
+        assert_eq!(
+            held.collect::<BTreeSet<_>>(),
+            topics,
+            "topics held and wanted"
+        );
+        let known = |topic: &&Topic| !self.unknown_topics.contains(*topic);
+        let stored: Vec<_> = self.store.topics.iter().filter(known).collect();
+        let wanted: Vec<_> = topics.iter().filter(known).collect();
+        assert_eq!(stored, wanted, "topics in the store");
+    }
+
+    /// Nothing and nobody is remembered.
+    pub(super) fn everybody_leaves(&mut self) {
+        for place in 0..3 {
+            self.close(place);
+            self.settle();
+        }
+        self.converge();
+        assert!(self.instance.is_empty(), "{:?}", self.instance);
+        for (of, connection) in &self.connections {
+            assert_eq!(connection.taken, connection.released, "places of {of}");
+        }
+    }
+
+    fn open(&mut self, place: usize) {
+        let of = u32::try_from(self.connections.len()).unwrap() + 1;
+        self.places[place] = of;
+        self.connections.insert(of, Connection::default());
+        let token = self.request(Request::Open(of));
+        self.instance.handle_open(&id(of), of, None, token);
+        self.settle();
+    }
+
+    /// As the driver does it: every shard, then the one that knows the connection.
+    fn close(&mut self, place: usize) {
+        let of = self.places[place];
+        if self.connections[&of].gone {
+            return;
+        }
+        self.gone(of);
+        self.settle();
+        let token = self.request(Request::Close(of));
+        self.connection(of).registered = false;
+        self.instance.handle_close(&id(of), token);
+    }
+
+    fn gone(&mut self, of: u32) {
+        let connection = self.connection(of);
+        connection.gone = true;
+        connection.rooms.clear();
+        connection.channels.clear();
+        self.instance.handle_gone(&id(of));
+    }
+
+    /// Was the end of this connection told already? Then the shard does not remember it.
+    fn is_late(&mut self, of: u32) -> bool {
+        std::mem::take(&mut self.connection(of).gone)
+    }
+
+    /// The end of a connection overtook its request: the driver tells of it once more.
+    fn tell_late(&mut self, of: u32, late: bool) {
+        if late {
+            self.settle();
+            self.gone(of);
+        }
+    }
+
+    fn event_room(&mut self, room: &Name, except: usize) {
+        let (frame, except) = (self.frame(), self.except(except));
+        let members = self.with(|connection| connection.rooms.contains(room));
+        let ends = |of: u32| {
+            let end = |request: &Request| {
+                *request == Request::Leave(of, room.clone())
+                    || *request == Request::Clear(room.clone())
+            };
+            self.requests.values().any(end)
+        };
+        let certain: Vec<u32> = members.iter().copied().filter(|of| !ends(*of)).collect();
+        self.instance.deliver_room(room, &except, &frame);
+        self.settle();
+        self.check_delivered(&frame, &certain, &members, &except);
+    }
+
+    fn message(&mut self, channel: &Name) {
+        let frame = self.frame();
+        let taken = matches!(
+            self.topics.get(&Topic::Channel(channel.clone())),
+            Some(TopicState::Held | TopicState::Subscribing)
+        );
+        let subscribers = self.with(|connection| connection.channels.contains(channel));
+        let mut seen = BTreeSet::new();
+        for request in self.requests.values_mut() {
+            let first = request
+                .in_channel()
+                .is_some_and(|(of, at)| of == channel && seen.insert(at));
+            if let Request::Subscribe {
+                of,
+                kept,
+                kept_bytes,
+                ..
+            } = request
+                && first
+                && taken
+                && !subscribers.contains(of)
+            {
+                kept.push(frame.text().to_owned());
+                *kept_bytes += frame.len();
+            }
+        }
+        self.instance
+            .handle_channel_message(channel, || frame.clone());
+        self.settle();
+        self.check_delivered(&frame, &subscribers, &subscribers, &[]);
+    }
+
+    fn notice_cleared(&mut self, room: &Name) {
+        for of in self.with(|connection| connection.rooms.contains(room)) {
+            // Did they join before or after the clearing? The shard takes it for before.
+            self.unknown_members.insert((room.clone(), id(of)));
+            self.connection(of).rooms.remove(room);
+        }
+        self.instance.handle_room_cleared(room);
+        self.settle();
+    }
+
+    fn request(&mut self, request: Request) -> u32 {
+        if let Some(of) = request.takes() {
+            self.connection(of).taken += 1;
+        }
+        self.last_token += 1;
+        self.requests.insert(self.last_token, request);
+        self.last_token
+    }
+
+    fn connection(&mut self, of: u32) -> &mut Connection {
+        self.connections.get_mut(&of).unwrap()
+    }
+
+    fn with(&self, is: impl Fn(&Connection) -> bool) -> Vec<u32> {
+        let those = self.connections.iter().filter(|(_, one)| is(one));
+        those.map(|(of, _)| *of).collect()
+    }
+
+    fn frame(&mut self) -> TextFrame {
+        self.messages += 1;
+        TextFrame::new(&format!("m{}", self.messages))
+    }
+
+    /// Nobody, or whoever is at this place.
+    fn except(&self, place: usize) -> Arc<[ConnectionId]> {
+        let place = place.checked_sub(1);
+        place
+            .map(|place| id(self.places[place]))
+            .into_iter()
+            .collect()
+    }
+
+    fn execute(&mut self, at: usize) {
+        let asked = &mut self.asked[at];
+        if asked.executed.is_none() {
+            asked.executed = Some(self.store.execute(&asked.op));
+        }
+    }
+
+    fn answer(&mut self, at: usize, answer: Answer) {
+        if !matches!(answer, Answer::Refused) {
+            self.execute(at);
+        }
+        let Asked {
+            token,
+            op,
+            executed,
+        } = self.asked.remove(at);
+        let result = match (answer, executed) {
+            (Answer::Ok, Some(result)) => result,
+            _ => Err(unavailable()),
+        };
+        self.answered.push(token);
+        self.note(&op, &result);
+        self.instance.handle_backend(token, result);
+        self.settle();
+    }
+
+    fn answer_all(&mut self) {
+        while !self.asked.is_empty() {
+            self.answer(0, Answer::Ok);
+            self.check();
+        }
+    }
+
+    /// What the model learns from an answer.
+    fn note(&mut self, op: &Op, result: &Result<Reply, BackendError>) {
+        let known = !matches!(result, Err(BackendError::Unavailable(_)));
+        match op {
+            Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
+                let member = (room.clone(), connection.clone());
+                set(&mut self.unknown_members, member, !known);
+            }
+            Op::ClearRoom { room } => {
+                for of in self.connections.keys() {
+                    set(&mut self.unknown_members, (room.clone(), id(*of)), !known);
+                }
+            }
+            Op::CloseConnection { connection } | Op::OpenConnection { connection, .. } => {
+                set(&mut self.unknown_connections, connection.clone(), !known);
+            }
+            Op::SetConnectionMetadata { connection, .. }
+            | Op::ConnectionMetadata { connection } => {
+                set(&mut self.unknown_metadata, connection.clone(), !known);
+                let of = number(connection);
+                match result {
+                    Ok(Reply::Changed(Some(json)) | Reply::Metadata(Some(json))) => {
+                        self.connection(of).metadata =
+                            Some(json.clone()).filter(|json| &**json != "null");
+                    }
+                    Ok(Reply::Metadata(None)) => self.connection(of).metadata = None,
+                    _ => {}
+                }
+            }
+            Op::Subscribe { topics } | Op::Unsubscribe { topics } => {
+                let topic = topics[0].clone();
+                if known && matches!(op, Op::Subscribe { .. }) {
+                    self.topics.insert(topic.clone(), TopicState::Held);
+                } else {
+                    self.topics.remove(&topic);
+                }
+                set(&mut self.unknown_topics, topic, !known);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes all actions, as a driver does after every call.
+    fn settle(&mut self) {
+        while let Some(action) = self.instance.poll_action() {
+            self.log.push(format!("{action:?}"));
+            match action {
+                Action::DeliverOne { to, frames } => {
+                    let frames = frames.iter().map(|frame| frame.text().to_owned());
+                    assert_eq!(self.owed.take(), Some((to, frames.collect())), "kept");
+                    continue;
+                }
+                Action::Backend { token, op } => self.asks(token, op),
+                Action::Complete { token, result } => {
+                    self.expect_nothing_owed();
+                    self.completes(token, result);
+                    continue;
+                }
+                Action::Deliver { to, except, frame } => self.delivers(&to, &except, &frame),
+                Action::Release(of) => self.connection(of).released += 1,
+            }
+            self.expect_nothing_owed();
+        }
+        self.expect_nothing_owed();
+    }
+
+    fn expect_nothing_owed(&self) {
+        assert_eq!(
+            self.owed, None,
+            "kept messages come right behind the answer"
+        );
+    }
+
+    fn asks(&mut self, token: OpToken, op: Op) {
+        for other in &self.asked {
+            assert!(!conflict(&other.op, &op), "{op:?} beside {:?}", other.op);
+        }
+        if let Op::Subscribe { topics } | Op::Unsubscribe { topics } = &op {
+            assert_eq!(topics.len(), 1);
+            let state = self.topics.get(&topics[0]);
+            let next = if let Op::Subscribe { .. } = op {
+                assert_eq!(state, None, "{topics:?} is taken twice");
+                TopicState::Subscribing
+            } else {
+                assert_eq!(state, Some(&TopicState::Held), "{topics:?} is not held");
+                TopicState::Releasing
+            };
+            self.topics.insert(topics[0].clone(), next);
+        }
+        if let Op::JoinRoom { room, .. } = &op {
+            let state = self.topics.get(&Topic::Room(room.clone()));
+            assert_eq!(state, Some(&TopicState::Held), "a member without a topic");
+        }
+        self.asked.push(Asked {
+            token,
+            op,
+            executed: None,
+        });
+    }
+
+    fn completes(&mut self, token: u32, result: Result<Outcome, InstanceError>) {
+        let request = self
+            .requests
+            .remove(&token)
+            .expect("one answer for each request");
+        let skipped = result == Err(InstanceError::Gone) && request.in_directory().is_some();
+        for (earlier, other) in self.requests.range(..token) {
+            let overtakes = request.follows(other) && !skipped;
+            assert!(
+                !overtakes,
+                "{token} {request:?} overtakes {earlier} {other:?}"
+            );
+        }
+        match (request, result) {
+            (Request::Clear(room), Ok(Outcome::Cleared)) => {
+                for connection in self.connections.values_mut() {
+                    connection.rooms.remove(&room);
+                }
+            }
+            (Request::Close(_), Ok(Outcome::Closed)) => {}
+            (Request::Join(of, room, list), Ok(Outcome::Joined { present, .. })) => {
+                let connection = self.connection(of);
+                assert!(!connection.gone, "{of} is gone and joined");
+                connection.rooms.insert(room);
+                assert!(list || present.is_empty());
+            }
+            (Request::Leave(of, room), Ok(Outcome::Left(was))) => {
+                let member = self.connection(of).rooms.remove(&room);
+                assert!(was || !member, "{of} was in {room}");
+            }
+            // It ended here all the same.
+            (Request::Leave(of, room), Err(InstanceError::Backend(_))) => {
+                self.connection(of).rooms.remove(&room);
+            }
+            (Request::Metadata(of), Ok(Outcome::Metadata(json))) => {
+                let stored = Some(json).filter(|json| &**json != "null");
+                assert_eq!(self.connections[&of].metadata, stored);
+            }
+            (Request::Open(of), Ok(Outcome::Opened)) => {
+                let connection = self.connection(of);
+                assert!(!connection.gone, "{of} is gone and opened");
+                connection.registered = true;
+            }
+            (
+                Request::Subscribe {
+                    of,
+                    channel,
+                    limit,
+                    kept,
+                    kept_bytes,
+                },
+                Ok(Outcome::Subscribed { history }),
+            ) => {
+                let connection = self.connection(of);
+                assert!(!connection.gone, "{of} is gone and subscribed");
+                assert_eq!(history.len(), limit);
+                assert!(kept_bytes <= KEPT_BYTES_MAX, "{of} lost {kept:?}");
+                if connection.channels.insert(channel) && !kept.is_empty() {
+                    self.owed = Some((of, kept));
+                }
+            }
+            (Request::Subscribe { kept_bytes, .. }, Err(InstanceError::Overflow { max })) => {
+                assert_eq!(max, KEPT_BYTES_MAX);
+                assert!(kept_bytes > max, "{kept_bytes} are not too many");
+            }
+            (Request::Unsubscribe(of, channel), Ok(Outcome::Unsubscribed(was))) => {
+                let connection = self.connection(of);
+                let subscribed = connection.channels.remove(&channel);
+                assert!(was == subscribed || connection.gone, "{of} in {channel}");
+            }
+            (Request::Join(of, ..) | Request::Subscribe { of, .. }, Err(InstanceError::Gone)) => {
+                assert!(self.connections[&of].gone, "{of} is not gone");
+            }
+            (Request::Open(_) | Request::Metadata(_), Err(InstanceError::Gone)) => {}
+            (
+                Request::Clear(_)
+                | Request::Close(_)
+                | Request::Join(..)
+                | Request::Metadata(_)
+                | Request::Open(_)
+                | Request::Subscribe { .. },
+                Err(InstanceError::Backend(_)),
+            ) => {}
+            (request, result) => panic!("{request:?} came to {result:?}"),
+        }
+    }
+
+    fn delivers(&mut self, to: &Members<u32>, except: &[ConnectionId], frame: &TextFrame) {
+        let mut to: Vec<u32> = to.handles_except(except).copied().collect();
+        to.sort_unstable();
+        self.delivered.push((frame.text().to_owned(), to));
+    }
+
+    /// The last event went to all of `certain`, and to nobody but `possible`.
+    fn check_delivered(
+        &mut self,
+        frame: &TextFrame,
+        certain: &[u32],
+        possible: &[u32],
+        except: &[ConnectionId],
+    ) {
+        let mut to = Vec::new();
+        for (text, recipients) in std::mem::take(&mut self.delivered) {
+            assert_eq!(text, frame.text());
+            to.extend(recipients);
+        }
+        let once: BTreeSet<u32> = to.iter().copied().collect();
+        assert_eq!(once.len(), to.len(), "{to:?} got it twice");
+        for of in &to {
+            assert!(
+                possible.contains(of) && !except.contains(&id(*of)),
+                "{of} got it"
+            );
+        }
+        for of in certain {
+            assert!(
+                to.contains(of) || except.contains(&id(*of)),
+                "{of} missed it"
+            );
+        }
+    }
+
+    /// What holds between any two steps.
+    fn check(&self) {
+        self.instance.check();
+        assert!(
+            self.delivered.is_empty(),
+            "nobody asked for {:?}",
+            self.delivered
+        );
+        for (of, connection) in &self.connections {
+            let id = id(*of);
+            let rooms: BTreeSet<Name> = self.instance.rooms_of(&id).into_iter().collect();
+            let channels: BTreeSet<Name> = self.instance.channels_of(&id).into_iter().collect();
+            assert_eq!(channels, connection.channels, "channels of {of}");
+            assert!(rooms.is_subset(&connection.rooms), "{rooms:?} of {of}");
+            for room in [name(0), name(1)] {
+                let member = self.instance.is_member(&room, &id);
+                assert_eq!(member, rooms.contains(&room), "{of} in {room}");
+                let leaves = || {
+                    let leave = Request::Leave(*of, room.clone());
+                    self.requests.values().any(|request| *request == leave)
+                };
+                assert!(member || !connection.rooms.contains(&room) || leaves());
+            }
+            let pending = self
+                .requests
+                .values()
+                .filter(|one| one.takes() == Some(*of));
+            let held = rooms.len() + channels.len() + pending.count();
+            assert_eq!(
+                connection.taken,
+                connection.released + held,
+                "places of {of}"
+            );
+            let metadata = (!connection.gone).then(|| connection.metadata.clone());
+            assert_eq!(self.instance.metadata(&id), metadata, "metadata of {of}");
+            assert_eq!(self.instance.connection(&id).is_some(), !connection.gone);
+            let registered = self.instance.connections().contains(&id);
+            assert_eq!(registered, connection.registered, "{of}");
+        }
+    }
+}
+
+/// May two operations not be under way at once?
+fn conflict(one: &Op, other: &Op) -> bool {
+    let (Some(one), Some(other)) = (subject(one), subject(other)) else {
+        return false;
+    };
+    match (one, other) {
+        (Subject::Room(room, one), Subject::Room(other_room, other)) => {
+            room == other_room && (one.is_none() || other.is_none() || one == other)
+        }
+        (one, other) => one == other,
+    }
+}
+
+#[derive(PartialEq)]
+enum Subject<'a> {
+    Connection(&'a ConnectionId),
+    Room(&'a Name, Option<&'a ConnectionId>),
+    Topic(&'a [Topic]),
+}
+
+fn subject(op: &Op) -> Option<Subject<'_>> {
+    Some(match op {
+        Op::ClearRoom { room } => Subject::Room(room, None),
+        Op::CloseConnection { connection }
+        | Op::ConnectionMetadata { connection }
+        | Op::OpenConnection { connection, .. }
+        | Op::SetConnectionMetadata { connection, .. } => Subject::Connection(connection),
+        Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
+            Subject::Room(room, Some(connection))
+        }
+        Op::Subscribe { topics } | Op::Unsubscribe { topics } => Subject::Topic(topics),
+        _ => return None,
+    })
+}
+
+/// Rooms and channels share their names, so that mixing them up shows.
+fn name(number: usize) -> Name {
+    ["a", "b"][number].into()
+}
+
+fn number(id: &ConnectionId) -> u32 {
+    id.as_str()[2..].parse().unwrap()
+}
+
+fn json(value: u8) -> Json {
+    ["null", "1", "2"][usize::from(value)].into()
+}
+
+fn set<K: Ord>(into: &mut BTreeSet<K>, key: K, holds: bool) {
+    if holds {
+        into.insert(key);
+    } else {
+        into.remove(&key);
+    }
+}
