@@ -158,6 +158,36 @@ impl MeshServerExt for MeshServer {
     }
 }
 
+/// Connects a client on tokio.
+pub trait MeshClientExt {
+    /// A client of the server at `url`, with every option at its default: [`MeshClient::builder`] and
+    /// [`connect`](ClientBuilderExt::connect).
+    ///
+    /// ```no_run
+    /// use mesh_tokio::prelude::*;
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> mesh_tokio::Result<()> {
+    /// let client = MeshClient::connect("ws://127.0.0.1:8080").await?;
+    /// let reply: String = client.command("echo", "Hello").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`ClientBuilderExt::connect`].
+    ///
+    /// # Panics
+    /// As [`ClientBuilderExt::connect`].
+    fn connect(url: &str) -> impl Future<Output = Result<MeshClient, ConnectError>> + Send;
+}
+
+impl MeshClientExt for MeshClient {
+    async fn connect(url: &str) -> Result<Self, ConnectError> {
+        Self::builder(url).connect().await
+    }
+}
+
 /// Builds a client on tokio.
 pub trait ClientBuilderExt {
     /// The client, on the runtime that the caller runs in and not connected yet.
@@ -187,7 +217,7 @@ pub trait ClientBuilderExt {
     /// ```
     ///
     /// # Errors
-    /// As [`build`](Self::build) and [`MeshClient::connect`].
+    /// As [`build`](Self::build) and [`MeshClient::open`].
     ///
     /// # Panics
     /// As [`build`](Self::build), when it is first polled.

@@ -30,14 +30,14 @@
 //!
 //! # #[tokio::main]
 //! # async fn main() -> mesh_tokio::Result<()> {
-//! let client = MeshClient::builder("ws://127.0.0.1:8080").connect().await?;
+//! let client = MeshClient::connect("ws://127.0.0.1:8080").await?;
 //! let reply: String = client.command("echo", "Hello").await?;
 //! assert_eq!(reply, "echo: Hello");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! [`ClientBuilderExt`] connects; for a program without a runtime there is
+//! [`MeshClient::builder`] has the options; for a program without a runtime there is
 //! [`connect_blocking`](ClientBuilderExt::connect_blocking).
 //!
 //! # Features
@@ -63,7 +63,7 @@ mod upgraded;
 
 pub use client::TokioConnector;
 pub use error::{Error, Result};
-pub use ext::{ClientBuilderExt, MeshServerBuilderExt, MeshServerExt};
+pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerExt};
 pub use mesh_client_core::{
     Stats, Status,
     driver::{
@@ -101,5 +101,7 @@ pub mod prelude {
         Payload, Refusal, UpgradeRequest,
     };
 
-    pub use crate::{ClientBuilderExt as _, MeshServerBuilderExt as _, MeshServerExt as _};
+    pub use crate::{
+        ClientBuilderExt as _, MeshClientExt as _, MeshServerBuilderExt as _, MeshServerExt as _,
+    };
 }

@@ -33,12 +33,15 @@ fn echo_server() -> MeshServer {
 async fn a_command_makes_the_round_trip() {
     let address = serve(&echo_server()).await;
     let url = format!("ws://localhost:{}", address.port());
-    let client = patiently("a connection", MeshClient::builder(&url).connect())
+    let client = patiently("a connection", MeshClient::connect(&url))
         .await
         .unwrap();
     let reply: String = client.command("echo", "Hello").await.unwrap();
     assert_eq!(reply, "Hello");
     patiently("the end", client.close()).await;
+    patiently("a new connection", client.open()).await.unwrap();
+    let reply: String = client.command("echo", "Hello again").await.unwrap();
+    assert_eq!(reply, "Hello again");
 }
 
 #[tokio::test]

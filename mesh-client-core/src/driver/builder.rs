@@ -181,7 +181,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Makes the client without connecting it: what is asked for waits in the queue until [`MeshClient::connect`].
+    /// Makes the client without connecting it: what is asked for waits in the queue until [`MeshClient::open`].
     ///
     /// # Errors
     /// A broken URL or header, or no thread for [`dedicated_thread`](Self::dedicated_thread).
@@ -212,14 +212,14 @@ impl ClientBuilder {
     /// Makes the client and connects it. A failed attempt is retried like any other, unless [`fail_fast`](Self::fail_fast).
     ///
     /// # Errors
-    /// As [`build_on`](Self::build_on) and [`MeshClient::connect`].
+    /// As [`build_on`](Self::build_on) and [`MeshClient::open`].
     pub async fn connect_on(
         self,
         runtime: Arc<dyn Runtime>,
         connector: Arc<dyn Connector>,
     ) -> Result<MeshClient, ConnectError> {
         let client = self.build_on(runtime, connector)?;
-        client.connect().await?;
+        client.open().await?;
         Ok(client)
     }
 }

@@ -51,12 +51,12 @@ impl MeshClient {
         &self.handle.0
     }
 
-    /// Connects, and waits until the connection is up. Done at once if it is.
+    /// Connects, again after a [`close`](Self::close) too, and waits until the connection is up. Done at once if it is.
     ///
     /// # Errors
     /// What ended the client: [`ConnectError::Refused`] with 401 or 403, any failure of the first attempt with `fail_fast`, the last
     /// failure once `max_reconnect_attempts` were in vain, or [`ConnectError::Closed`]. Other failures are retried.
-    pub async fn connect(&self) -> Result<(), ConnectError> {
+    pub async fn open(&self) -> Result<(), ConnectError> {
         let shared = self.shared();
         match shared
             .ask(|state, token, now| state.client.handle_connect(token, now))

@@ -631,7 +631,7 @@ fn close_waits_for_the_socket_at_most_two_seconds_and_the_client_can_come_back()
     assert!(net.wire(0).is_gone());
     let closed: Result<u32, _> = sim.block_on(async { client.command("x", 1).await });
     assert_eq!(closed, Err(ClientError::Closed));
-    sim.block_on(client.connect()).unwrap();
+    sim.block_on(client.open()).unwrap();
     assert_eq!(sim.block_on(async { client.command("x", 1).await }), Ok(1));
     let start = sim.now();
     sim.block_on(client.close());
@@ -684,7 +684,7 @@ fn a_runtime_that_goes_ends_everything() {
     assert_eq!(sim.block_on(call), Err(ClientError::Disconnected));
     assert_eq!(sim.block_on(events.next()), None);
     assert_eq!(sim.block_on(client.on::<u32>("e").next()), None);
-    assert_eq!(sim.block_on(client.connect()), Err(ConnectError::Closed));
+    assert_eq!(sim.block_on(client.open()), Err(ConnectError::Closed));
     assert_eq!(
         sim.block_on(async { client.command::<_, u32>("x", 1).await }),
         Err(ClientError::Closed)
