@@ -342,7 +342,8 @@ impl Driver {
         }
     }
 
-    fn poll_closing(&mut self, cx: &mut Context<'_>) {
+    fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
+        let before = self.closing.len();
         let now = self.shared.runtime.now();
         self.closing.retain_mut(|closing| !closing.poll(cx, now));
         if self.closing.is_empty() && self.open.is_none() {
@@ -352,6 +353,7 @@ impl Driver {
                 waiter.send(()).unwrap_or(());
             }
         }
+        self.closing.len() < before
     }
 
     /// Delivers the time, if it is due, and arms the timer for the next.
@@ -413,7 +415,7 @@ impl Future for Driver {
             progress |= driver.poll_receive(cx);
             progress |= driver.carry_out();
             progress |= driver.poll_send(cx);
-            driver.poll_closing(cx);
+            progress |= driver.poll_closing(cx);
             progress |= driver.poll_timer(cx);
             if !progress {
                 return Poll::Pending;

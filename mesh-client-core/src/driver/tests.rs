@@ -621,6 +621,20 @@ fn the_last_handle_takes_the_socket_and_the_task_with_it() {
 }
 
 #[test]
+fn the_task_ends_with_a_close_that_took_its_time() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.wire(0).block(true);
+    drop(client);
+    sim.settle();
+    assert_eq!(sim.tasks(), 1);
+    let start = sim.now();
+    net.wire(0).block(false);
+    sim.settle();
+    assert_eq!((sim.tasks(), sim.now()), (0, start));
+}
+
+#[test]
 fn close_waits_for_the_socket_at_most_two_seconds_and_the_client_can_come_back() {
     let net = Net::kind();
     let (sim, client) = connect(&net);
