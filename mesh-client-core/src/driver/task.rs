@@ -343,8 +343,8 @@ impl Driver {
     }
 
     fn poll_closing(&mut self, cx: &mut Context<'_>) -> bool {
-        let before = self.closing.len();
         let now = self.shared.runtime.now();
+        let before = self.closing.len();
         self.closing.retain_mut(|closing| !closing.poll(cx, now));
         if self.closing.is_empty() && self.open.is_none() {
             let waiting = std::mem::take(&mut self.shared.state.lock().closing);

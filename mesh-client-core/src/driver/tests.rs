@@ -9,10 +9,12 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use mesh_core::{
     protocol::{CommandError, parse},
     websocket::CloseCode,
 };
+use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::{
@@ -739,4 +741,96 @@ fn a_blocking_call_gets_its_reply_or_its_timeout_and_fails_inside_mesh() {
         "{result:?}"
     );
     drop(guard);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Block(bool),
+    Close,
+    Command { idempotent: bool },
+    Cut,
+    DropSubscription,
+    Fails,
+    Hangs,
+    Reopen,
+    Sleep(u64),
+    Subscribe(u8),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        2 => any::<bool>().prop_map(Step::Block),
+        1 => Just(Step::Close),
+        6 => any::<bool>().prop_map(|idempotent| Step::Command { idempotent }),
+        3 => Just(Step::Cut),
+        2 => Just(Step::DropSubscription),
+        2 => Just(Step::Fails),
+        1 => Just(Step::Hangs),
+        2 => Just(Step::Reopen),
+        4 => (0..20_000u64).prop_map(Step::Sleep),
+        3 => (0..3u8).prop_map(Step::Subscribe),
+    ];
+    proptest::collection::vec(step, 0..60)
+}
+
+proptest! {
+    /// Whatever the network does, every future ends in time, and nothing is left once the client is dropped.
+    #[test]
+    fn every_future_ends_and_nothing_is_left(steps in steps()) {
+        let net = Net::kind();
+        let (sim, client) = connect(&net);
+        let (mut calls, mut subscribing, mut subscriptions) = (Vec::new(), Vec::new(), Vec::new());
+        let last = |net: &Net| net.wire(net.wires() - 1);
+        for step in steps {
+            match step {
+                Step::Block(blocked) => last(&net).block(blocked),
+                Step::Close => last(&net).close(CloseCode::TRY_AGAIN_LATER),
+                Step::Command { idempotent: true } => calls.push(client.command::<_, u32>("x", 1).idempotent().into_future()),
+                Step::Command { idempotent: false } => calls.push(client.command::<_, u32>("x", 1).into_future()),
+                Step::Cut => last(&net).cut(),
+                Step::DropSubscription => drop(subscriptions.pop()),
+                Step::Fails => net.script([refused(503)]),
+                Step::Hangs => net.script([Meets::Nothing]),
+                Step::Reopen => {
+                    sim.block_on(client.close());
+                    drop(client.open().now_or_never());
+                }
+                Step::Sleep(ms) => sim.sleep(Duration::from_millis(ms)),
+                Step::Subscribe(channel) => {
+                    let mut call = client.subscribe(&format!("c{channel}")).history(1).into_future();
+                    match (&mut call).now_or_never() {
+                        Some(result) => subscriptions.extend(result),
+                        None => subscribing.push(call),
+                    }
+                }
+            }
+            sim.settle();
+        }
+        let start = sim.now();
+        for call in calls {
+            let result = sim.block_on(call);
+            let fits = matches!(
+                result,
+                Ok(1) | Err(ClientError::Timeout { .. } | ClientError::Disconnected | ClientError::Closed)
+            );
+            prop_assert!(fits, "{result:?}");
+        }
+        for call in subscribing {
+            subscriptions.extend(sim.block_on(call));
+        }
+        prop_assert!(sim.now() - start <= 31 * SECOND, "{:?}", sim.now() - start);
+        if client.is_online() && !last(&net).is_gone() {
+            let answer: Result<u32, _> = sim.block_on(async { client.command("x", 1).await });
+            prop_assert!(matches!(answer, Ok(1) | Err(ClientError::Timeout { .. } | ClientError::Disconnected)), "{answer:?}");
+        }
+        drop(client);
+        sim.sleep(3 * SECOND);
+        prop_assert_eq!(sim.tasks(), 0, "the task outlived its client");
+        for n in 0..net.wires() {
+            prop_assert!(net.wire(n).is_gone(), "socket {n} is left");
+        }
+        for mut subscription in subscriptions {
+            while sim.block_on(subscription.next()).is_some() {}
+        }
+    }
 }
