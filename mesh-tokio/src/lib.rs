@@ -75,9 +75,9 @@ pub use mesh_core::{
     backend::{Backend, ConnectionId, InstanceId, MemoryCluster},
     driver::{
         Accept, CloseCode, CloseFrame, CommandError, Connection, ConnectionRef, Connections,
-        Context, Expose, Fault, FromPayload, Handler, Health, IntoPayload, Limits, Membership,
-        MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern, PatternError, Payload, Refusal,
-        Registration, Rooms, ServerError, UpgradeRequest,
+        Context, Expose, Fault, FromPayload, Handler, Health, Interceptor, IntoPayload, Limits,
+        Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern, PatternError,
+        Payload, Refusal, Registration, Rooms, ServerError, UpgradeRequest,
     },
 };
 pub use runtime::TokioRuntime;
@@ -97,8 +97,8 @@ pub mod prelude {
         driver::{ChannelEvent, ClientError, ConnectError, MeshClient},
     };
     pub use mesh_core::driver::{
-        Accept, CloseCode, CommandError, Connection, Context, MeshServer, Outcome, Pattern,
-        Payload, Refusal, UpgradeRequest,
+        Accept, Call, CloseCode, CommandError, Connection, Context, Interceptor, MeshServer,
+        Outcome, Pattern, Payload, Refusal, UpgradeRequest, Verdict,
     };
 
     pub use crate::{

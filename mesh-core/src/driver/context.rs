@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use super::{Connection, MeshServer, Payload, registry::Command};
+use super::{Connection, MeshServer, Payload, handler::Middleware, registry::Command};
 use crate::protocol::{CommandError, EncodeError};
 
 /// One command under way: its payload, and through [`Call`] who sent it, the server, and what middleware put in.
@@ -47,6 +47,8 @@ pub struct Call {
     unknown: Option<Box<str>>,
     /// A middleware put a payload in; spares the lock where none did.
     replaced: AtomicBool,
+    /// Somebody wants to know the outcome; spares the lock where nobody does.
+    hooked: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -68,9 +70,7 @@ type OutcomeHook = Box<dyn FnOnce(&Outcome) + Send>;
 struct Shared {
     values: BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>,
     payload: Option<Payload>,
-    /// The first hook has a place of its own: most commands have one at most.
-    hook: Option<OutcomeHook>,
-    more_hooks: Vec<OutcomeHook>,
+    hooks: Vec<OutcomeHook>,
 }
 
 impl Call {
@@ -84,6 +84,7 @@ impl Call {
             command,
             unknown,
             replaced: AtomicBool::new(false),
+            hooked: AtomicBool::new(false),
             shared: Mutex::default(),
         }
     }
@@ -112,13 +113,8 @@ impl Call {
 
     /// Calls `hook` with how the command ended, after its reply was queued.
     pub fn on_outcome(&self, hook: impl FnOnce(&Outcome) + Send + 'static) {
-        let mut shared = self.shared();
-        let hook = Box::new(hook);
-        if shared.hook.is_none() {
-            shared.hook = Some(hook);
-        } else {
-            shared.more_hooks.push(hook);
-        }
+        self.shared().hooks.push(Box::new(hook));
+        self.hooked.store(true, Ordering::Release);
     }
 
     /// Puts another payload in place of the client's, for the middleware and the handler downstream.
@@ -144,11 +140,16 @@ impl Call {
     }
 
     pub(super) fn finish(&self, outcome: &Outcome) {
-        let (first, more) = {
-            let mut shared = self.shared();
-            (shared.hook.take(), std::mem::take(&mut shared.more_hooks))
-        };
-        for hook in first.into_iter().chain(more) {
+        for middleware in &self.command.middleware {
+            if let Middleware::Interceptor(interceptor) = middleware {
+                interceptor.after(self, outcome);
+            }
+        }
+        if !self.hooked.load(Ordering::Acquire) {
+            return;
+        }
+        let hooks = std::mem::take(&mut self.shared().hooks);
+        for hook in hooks {
             hook(outcome);
         }
     }

@@ -8,7 +8,7 @@ use std::{
     task::{self, Poll},
 };
 
-use super::{Call, Context, FromPayload, IntoPayload, Payload};
+use super::{Call, Context, FromPayload, IntoPayload, Outcome, Payload};
 use crate::{
     backend::BoxFuture, connection::CommandToken, protocol::CommandError, websocket::TextFrame,
 };
@@ -112,27 +112,79 @@ where
     }
 }
 
+/// What an [`Interceptor`] says to a command.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Go on.
+    Continue,
+    /// Stop; this is the reply.
+    Refuse(CommandError),
+}
+
+/// A middleware that needs no `await`, and may see how a command ended: for counting, tracing, checks.
+///
+/// Unlike a middleware that is an async function it costs a command no allocation.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+///
+/// use mesh_core::driver::{Call, Interceptor, MeshServer, Outcome};
+///
+/// #[derive(Default)]
+/// struct Failures(AtomicU64);
+///
+/// impl Interceptor for Failures {
+///     fn after(&self, _: &Call, outcome: &Outcome) {
+///         if let Outcome::Error(_) = outcome {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+///
+/// fn watch(server: &MeshServer) {
+///     server.add_interceptor(Failures::default());
+/// }
+/// ```
+pub trait Interceptor: Send + Sync + 'static {
+    /// Runs before the command's handler, in the order in which middleware was added.
+    fn before(&self, _ctx: &Context) -> Verdict {
+        Verdict::Continue
+    }
+
+    /// Runs after the command ended and its reply was queued, whatever ended it, even a middleware before this one.
+    fn after(&self, _call: &Call, _outcome: &Outcome) {}
+}
+
 /// A middleware without its type.
 #[derive(Clone)]
-pub(super) struct Middleware(Arc<dyn Run>);
-
-trait Run: Send + Sync {
-    fn run(&self, ctx: Context) -> BoxFuture<'static, Result<(), CommandError>>;
+pub(super) enum Middleware {
+    Async(Arc<dyn Run>),
+    Interceptor(Arc<dyn Interceptor>),
 }
+
+/// An async middleware as it is kept.
+pub(super) trait Run: Send + Sync {
+    fn run(&self, ctx: Context) -> Running;
+}
+
+type Running = BoxFuture<'static, Result<(), CommandError>>;
 
 impl<F, Fut> Run for F
 where
     F: Fn(Context) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<(), CommandError>> + Send + 'static,
 {
-    fn run(&self, ctx: Context) -> BoxFuture<'static, Result<(), CommandError>> {
+    fn run(&self, ctx: Context) -> Running {
         Box::pin(self(ctx))
     }
 }
 
 impl fmt::Debug for Middleware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Middleware")
+        f.write_str(match self {
+            Self::Async(_) => "Async",
+            Self::Interceptor(_) => "Interceptor",
+        })
     }
 }
 
@@ -142,7 +194,21 @@ impl Middleware {
         F: Fn(Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), CommandError>> + Send + 'static,
     {
-        Self(Arc::new(middleware))
+        Self::Async(Arc::new(middleware))
+    }
+
+    /// Begins it: an answer at once, or one to wait for.
+    fn begin(&self, ctx: &Context) -> Result<Result<(), CommandError>, Running> {
+        match self {
+            Self::Async(middleware) => Err(middleware.run(Context {
+                payload: ctx.payload.clone(),
+                call: Arc::clone(&ctx.call),
+            })),
+            Self::Interceptor(interceptor) => Ok(match interceptor.before(ctx) {
+                Verdict::Continue => Ok(()),
+                Verdict::Refuse(error) => Err(error),
+            }),
+        }
     }
 }
 
@@ -156,23 +222,26 @@ pub(super) fn start(
     wanted: Wanted,
     cx: &mut task::Context<'_>,
 ) -> Result<Answer, Pending> {
-    let command = &call.command;
     let mut ctx = Context {
         payload,
         call: Arc::clone(call),
     };
-    for (index, middleware) in command.middleware.iter().enumerate() {
-        let mut run = middleware.0.run(duplicate(&ctx));
-        match run.as_mut().poll(cx) {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(error)) => return Ok(Answer::Error(error)),
-            Poll::Pending => return Err(Box::pin(resume(run, index + 1, ctx, wanted))),
+    for (index, middleware) in call.command.middleware.iter().enumerate() {
+        let done = match middleware.begin(&ctx) {
+            Ok(done) => done,
+            Err(mut running) => match running.as_mut().poll(cx) {
+                Poll::Ready(done) => done,
+                Poll::Pending => return Err(Box::pin(resume(running, index + 1, ctx, wanted))),
+            },
+        };
+        if let Err(error) = done {
+            return Ok(Answer::Error(error));
         }
         if let Some(payload) = ctx.replaced_payload() {
             ctx.payload = payload;
         }
     }
-    let Some(handler) = &command.handler else {
+    let Some(handler) = &call.command.handler else {
         return Ok(not_found(&ctx));
     };
     let mut answer = handler.0.answer(ctx, wanted);
@@ -183,36 +252,29 @@ pub(super) fn start(
 }
 
 /// The rest of [`start`] behind a middleware that waits.
-async fn resume(
-    mut run: BoxFuture<'static, Result<(), CommandError>>,
-    next: usize,
-    mut ctx: Context,
-    wanted: Wanted,
-) -> Answer {
-    let command = Arc::clone(&ctx.call.command);
-    let mut rest = command.middleware.iter().skip(next);
+async fn resume(running: Running, next: usize, mut ctx: Context, wanted: Wanted) -> Answer {
+    let call = Arc::clone(&ctx.call);
+    let mut rest = call.command.middleware.iter().skip(next);
+    let mut begun = Err(running);
     loop {
-        if let Err(error) = run.await {
+        let done = match begun {
+            Ok(done) => done,
+            Err(running) => running.await,
+        };
+        if let Err(error) = done {
             return Answer::Error(error);
         }
         if let Some(payload) = ctx.replaced_payload() {
             ctx.payload = payload;
         }
         match rest.next() {
-            Some(middleware) => run = middleware.0.run(duplicate(&ctx)),
+            Some(middleware) => begun = middleware.begin(&ctx),
             None => break,
         }
     }
-    match &command.handler {
+    match &call.command.handler {
         Some(handler) => handler.0.answer(ctx, wanted).await,
         None => not_found(&ctx),
-    }
-}
-
-fn duplicate(ctx: &Context) -> Context {
-    Context {
-        payload: ctx.payload.clone(),
-        call: Arc::clone(&ctx.call),
     }
 }
 

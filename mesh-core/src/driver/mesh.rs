@@ -10,8 +10,8 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    Connection, ConnectionRef, Context, Expose, Handler, IntoPayload, MeshServerBuilder, Pattern,
-    Registration, ServerError,
+    Connection, ConnectionRef, Context, Expose, Handler, Interceptor, IntoPayload,
+    MeshServerBuilder, Pattern, Registration, ServerError,
     connection::Shared,
     handler::Middleware,
     metadata,
@@ -116,6 +116,14 @@ impl MeshServer {
         self.inner
             .registrations
             .add_middleware(Middleware::new(middleware));
+    }
+
+    /// Adds a middleware that needs no `await` and sees how commands end. It takes its place among those of
+    /// [`add_middleware`](Self::add_middleware).
+    pub fn add_interceptor(&self, interceptor: impl Interceptor) {
+        self.inner
+            .registrations
+            .add_middleware(Middleware::Interceptor(Arc::new(interceptor)));
     }
 
     /// Lets clients subscribe to channels and read their history. Nothing is exposed by default.

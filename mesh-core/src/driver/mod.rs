@@ -35,7 +35,7 @@ pub use builder::MeshServerBuilder;
 pub use connection::{Connection, ConnectionRef};
 pub use context::{Call, Context, Outcome, Session};
 pub use error::ServerError;
-pub use handler::{ErasedHandler, Handler};
+pub use handler::{ErasedHandler, Handler, Interceptor, Verdict};
 pub use hooks::Fault;
 pub use mesh::{Connections, Health, MeshServer, Metrics, Rooms};
 pub use pattern::{Pattern, PatternError};

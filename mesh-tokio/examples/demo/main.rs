@@ -25,7 +25,7 @@ use tokio::{
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use crate::{options::Options, pages::Pages};
+use crate::{metrics::Watch, options::Options, pages::Pages};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -100,7 +100,7 @@ fn build(options: &Options) -> Result<MeshServer, PatternError> {
             move |request| ready(pages.answer(&request))
         })
         .build();
-    Arc::clone(&pages.metrics).watch(&server);
+    server.add_interceptor(Watch(Arc::clone(&pages.metrics)));
     // Only set here, so it was empty.
     let _ = pages.server.set(server.clone());
     commands::register(&server);

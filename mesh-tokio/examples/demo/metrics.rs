@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt::Write,
-    future::ready,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
@@ -18,7 +17,7 @@ const UNKNOWN: &str = "unknown";
 /// Commands by name and outcome.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    commands: RwLock<BTreeMap<String, Arc<Outcomes>>>,
+    commands: RwLock<BTreeMap<String, Outcomes>>,
 }
 
 #[derive(Debug, Default)]
@@ -28,40 +27,47 @@ struct Outcomes {
     reply: AtomicU64,
 }
 
-impl Metrics {
-    /// Counts and traces every command of the server.
-    pub(crate) fn watch(self: Arc<Self>, server: &MeshServer) {
-        server.add_middleware(move |ctx: Context| {
-            let name = if ctx.is_known() {
-                ctx.command()
-            } else {
-                UNKNOWN
-            };
-            tracing::debug!(command = name, connection = %ctx.connection.id(), "a command");
-            let outcomes = self.outcomes(name);
-            ctx.on_outcome(move |outcome| {
-                let count = match outcome {
-                    Outcome::Error(_) => &outcomes.error,
-                    Outcome::Reply => &outcomes.reply,
-                    _ => &outcomes.abandoned,
-                };
-                count.fetch_add(1, Ordering::Relaxed);
-            });
-            ready(Ok(()))
-        });
+/// The global middleware that counts and traces every command of a server.
+#[derive(Debug)]
+pub(crate) struct Watch(pub(crate) Arc<Metrics>);
+
+impl Interceptor for Watch {
+    fn before(&self, ctx: &Context) -> Verdict {
+        tracing::debug!(command = label(ctx), connection = %ctx.connection.id(), "a command");
+        Verdict::Continue
     }
 
-    fn outcomes(&self, name: &str) -> Arc<Outcomes> {
+    fn after(&self, call: &Call, outcome: &Outcome) {
+        self.0.count(label(call), |outcomes| match outcome {
+            Outcome::Error(_) => &outcomes.error,
+            Outcome::Reply => &outcomes.reply,
+            _ => &outcomes.abandoned,
+        });
+    }
+}
+
+fn label(call: &Call) -> &str {
+    if call.is_known() {
+        call.command()
+    } else {
+        UNKNOWN
+    }
+}
+
+impl Metrics {
+    fn count(&self, name: &str, which: impl Fn(&Outcomes) -> &AtomicU64) {
         let commands = self.commands.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(outcomes) = commands.get(name) {
-            return Arc::clone(outcomes);
+            which(outcomes).fetch_add(1, Ordering::Relaxed);
+            return;
         }
         drop(commands);
         let mut commands = self
             .commands
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(commands.entry(name.to_owned()).or_default())
+        let outcomes = commands.entry(name.to_owned()).or_default();
+        which(outcomes).fetch_add(1, Ordering::Relaxed);
     }
 
     /// All there is to tell about a server.
