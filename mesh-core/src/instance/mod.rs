@@ -75,8 +75,8 @@ impl<C: Clone, T> Instance<C, T> {
 
     /// A connection is over, whatever shard it belongs to: it leaves the rooms and channels of this one at once.
     ///
-    /// A shard does not remember who is gone. Where a join or subscription may come later, call this once more right
-    /// behind it.
+    /// A shard does not remember who is gone: hold back a join or subscription that comes later, or call this once more
+    /// right behind it.
     pub fn handle_gone(&mut self, id: &ConnectionId) {
         self.rooms.handle_gone(id, &mut self.actions);
         self.channels.handle_gone(id, &mut self.actions);

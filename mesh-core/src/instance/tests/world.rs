@@ -650,8 +650,11 @@ impl World {
                 assert!(list || present.is_empty());
             }
             (Request::Leave(of, room), Ok(Outcome::Left(was))) => {
-                let member = self.connection(of).rooms.remove(&room);
+                let connection = self.connection(of);
+                let (member, gone) = (connection.rooms.remove(&room), connection.gone);
                 assert!(was || !member, "{of} was in {room}");
+                let unknown = self.unknown_members.contains(&(room, id(of)));
+                assert!(gone || !unknown, "{of} may be in the room that it left");
             }
             // It ended here all the same.
             (Request::Leave(of, room), Err(InstanceError::Backend(_))) => {
