@@ -150,6 +150,7 @@ async fn farewell(
 ) -> Option<SocketError> {
     let (frame, fault) = match end {
         End::Closing(frame) => (frame, None),
+        End::Expired => return None,
         End::Lost(error @ (SocketError::Gone | SocketError::Io(_))) => return Some(error),
         End::Lost(error) => {
             let code = match &error {
@@ -218,6 +219,8 @@ async fn handlers_end(server: &Arc<Inner>, shared: &Arc<Shared>) {
 enum End {
     /// This side closes, with this frame.
     Closing(CloseFrame),
+    /// It was to close, and its time for that was over before anybody could.
+    Expired,
     /// The peer closed, broke the protocol, or is gone; where there is an answer to that, the socket knows it.
     Lost(SocketError),
 }
@@ -267,7 +270,7 @@ impl Loop {
             self.run_backlog(&mut share, cx, now);
             let wants_input = match self.collect(&mut share, cx, now) {
                 Ok(wants_input) => wants_input && self.backlog.is_empty(),
-                Err(frame) => return Poll::Ready(End::Closing(frame)),
+                Err(end) => return Poll::Ready(end),
             };
             if let Err(error) = self.write(socket, cx) {
                 return Poll::Ready(self.lost(error, now));
@@ -286,8 +289,8 @@ impl Loop {
             }
         }
         // More may be waiting, but so may other connections. What is queued goes out first.
-        if let Err(frame) = self.collect(&mut share, cx, now) {
-            return Poll::Ready(End::Closing(frame));
+        if let Err(end) = self.collect(&mut share, cx, now) {
+            return Poll::Ready(end);
         }
         if let Err(error) = self.write(socket, cx) {
             return Poll::Ready(self.lost(error, now));
@@ -315,7 +318,7 @@ impl Loop {
         share: &mut usize,
         cx: &mut Context<'_>,
         now: Instant,
-    ) -> Result<bool, CloseFrame> {
+    ) -> Result<bool, End> {
         loop {
             let shared = &self.session.connection.shared;
             let mut state = shared.lock();
@@ -328,10 +331,10 @@ impl Loop {
                     }
                     // The close frame has a deadline of its own.
                     shared.arm(state);
-                    return Err(frame);
+                    return Err(End::Closing(frame));
                 }
-                // Comes behind a close only.
-                Some(Action::Drop) => continue,
+                // In place of a close that came while the connection was still being registered.
+                Some(Action::Drop) => return Err(End::Expired),
                 Some(Action::Start(token)) => token,
             };
             if let Some(waiting) = state.waiting.remove(&token) {

@@ -223,6 +223,24 @@ fn a_client_that_goes_during_its_registration_leaves_no_ghost() {
 }
 
 #[test]
+fn a_close_whose_time_is_over_before_it_began_ends_the_connection() {
+    let sim = Sim::new();
+    let (server, mood, witness) = moody(&sim, MeshServer::builder());
+    sim.connect(&server).close();
+    sim.run();
+    mood.slow.lock().unwrap().push("OpenConnection");
+    let client = sim.dial(&server);
+    // Nobody reads from it before it is registered, so it counts as silent, and then as gone.
+    sim.advance(100 * SECOND);
+    assert!(!client.is_dropped());
+    mood.gate.open();
+    sim.advance(SECOND);
+    assert!(client.is_dropped());
+    assert_eq!(server.health().connections, 0);
+    assert_eq!(all_ids(&sim, &witness), []);
+}
+
+#[test]
 fn a_backend_that_fails_turns_clients_away_until_it_is_back() {
     for failing in ["OpenInstance", "Subscribe", "OpenConnection"] {
         let sim = Sim::new();
