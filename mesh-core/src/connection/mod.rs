@@ -357,9 +357,9 @@ impl Connection {
         matches!(self.state, State::Open)
     }
 
-    /// Is the socket gone, or given up? Nothing will ever be sent again.
-    pub fn is_gone(&self) -> bool {
-        matches!(self.state, State::Closed)
+    /// Has the close begun, or happened? Nothing but a close frame will ever be sent again.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Closing { .. } | State::Closed)
     }
 
     /// Commands that have no reply yet.

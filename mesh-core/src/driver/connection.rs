@@ -245,9 +245,9 @@ impl Shared {
         self.arm(state);
     }
 
-    /// Is the socket gone?
-    pub(super) fn is_gone(&self) -> bool {
-        self.lock().machine.is_gone()
+    /// Has its close begun?
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().machine.is_over()
     }
 
     /// A deadline of this connection passed, unless `tick` is an old one.

@@ -240,9 +240,9 @@ impl Inner {
         Ok(answer.await.unwrap_or(Err(InstanceError::Gone))?)
     }
 
-    /// Makes a connection a member, unless it has gone.
+    /// Makes a connection a member, unless its close has begun.
     ///
-    /// Asked under the shard's lock: a connection is marked as gone before it is taken out of the shards, so it either is gone here
+    /// Asked under the shard's lock: its close begins before it is taken out of the shards, so it either has begun here
     /// or is still to be taken out. A handler that outlives its client leaves no ghost.
     pub(super) fn join(
         &self,
@@ -252,14 +252,14 @@ impl Inner {
         present: bool,
         done: Completion,
     ) {
-        if connection.is_gone() {
+        if connection.is_over() {
             self.complete(done, Err(InstanceError::Gone));
         } else {
             shard.join(room, connection.id.clone(), connection, present, done);
         }
     }
 
-    /// Subscribes a connection, unless it has gone; as for [`join`](Self::join).
+    /// Subscribes a connection, unless its close has begun; as for [`join`](Self::join).
     pub(super) fn subscribe(
         &self,
         shard: &mut Shard,
@@ -268,7 +268,7 @@ impl Inner {
         history: usize,
         done: Completion,
     ) {
-        if connection.is_gone() {
+        if connection.is_over() {
             self.complete(done, Err(InstanceError::Gone));
         } else {
             shard.subscribe(channel, connection.id.clone(), connection, history, done);

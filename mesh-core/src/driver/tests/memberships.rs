@@ -537,3 +537,36 @@ fn a_grant_that_comes_after_the_end_leaves_no_ghost() {
     assert_eq!(on!(sim, server, |s| s.room_members("r")), Ok(vec![]));
     assert_eq!(server.health().connections, 0);
 }
+
+#[test]
+fn a_grant_that_comes_during_the_farewell_leaves_no_ghost() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let gate = Gate::default();
+    let waits = gate.clone();
+    server.expose_channel("c").guard(move |_, _| {
+        let opened = waits.wait();
+        async move {
+            opened.await;
+            true
+        }
+    });
+    let mut client = sim.connect(&server);
+    client.ignore_close();
+    client.send("mesh/subscribe-channel", json!({"channel": "c"}));
+    sim.run();
+    let id = crate::backend::ConnectionId::new(client.id.clone());
+    server
+        .connections()
+        .local(&id)
+        .unwrap()
+        .close(crate::driver::CloseCode::NORMAL, "bye");
+    sim.run();
+    assert!(!client.is_dropped(), "it has two seconds to answer");
+    gate.open();
+    sim.run();
+    assert_eq!(server.inner.memberships(&id), [], "a ghost");
+    sim.advance(Duration::from_secs(3));
+    assert_eq!(server.inner.memberships(&id), [], "a ghost");
+    assert_eq!(server.health().connections, 0);
+}
