@@ -224,7 +224,7 @@ impl Connection {
         }
     }
 
-    /// The one reply to a command. False if the command has its reply already or the connection is closing.
+    /// The one reply to a command, let in as long as what is queued is within its limit, whatever the reply's length. False if the command has its reply already or the connection is closing.
     ///
     /// `name` is the command's name and `frame` the encoded reply; one over the limit is replaced by an error.
     pub fn handle_reply(
@@ -247,7 +247,12 @@ impl Connection {
         } else {
             frame
         };
-        let accepted = matches!(self.send(frame, now), Delivery::Queued | Delivery::Wake);
+        // What was asked for is let in while the queue is within its limit, even if it goes over it: several long replies are no fault.
+        let reply_max = self.config.limits.queue_bytes_max + frame.len();
+        let accepted = matches!(
+            self.send_within(frame, reply_max, now),
+            Delivery::Queued | Delivery::Wake
+        );
         if self.config.sequential
             && let Some(next) = self.in_flight.dequeue(token)
             && matches!(self.state, State::Open | State::Draining { .. })
@@ -349,7 +354,12 @@ impl Connection {
         let limits = &self.config.limits;
         matches!(self.state, State::Open)
             && self.in_flight.bytes() < limits.in_flight_bytes_max
-            && self.outbox.bytes() <= limits.queue_bytes_max / 4
+            && !self.is_congested()
+    }
+
+    /// Is the peer owed so much that its further commands had better wait?
+    pub fn is_congested(&self) -> bool {
+        self.outbox.bytes() > self.config.limits.queue_bytes_max / 4
     }
 
     /// Is the connection neither draining nor closing?
@@ -518,15 +528,15 @@ impl Connection {
     }
 
     fn send(&mut self, frame: TextFrame, now: Instant) -> Delivery {
+        self.send_within(frame, self.config.limits.queue_bytes_max, now)
+    }
+
+    fn send_within(&mut self, frame: TextFrame, bytes_max: usize, now: Instant) -> Delivery {
         if !matches!(self.state, State::Open | State::Draining { .. }) {
             return Delivery::Closed;
         }
         let wake = self.outbox.is_empty();
-        if self
-            .outbox
-            .push(frame, self.config.limits.queue_bytes_max)
-            .is_err()
-        {
+        if self.outbox.push(frame, bytes_max).is_err() {
             let frame = CloseFrame {
                 code: CloseCode::TRY_AGAIN_LATER,
                 reason: "too slow for the queue".into(),

@@ -335,8 +335,13 @@ impl World {
         };
         let replied = self.machine.handle_reply(owed.token, "c", frame, self.now);
         self.answered.push(owed.token);
-        let fits = before == 0 || before + size <= QUEUE_MAX;
-        prop_assert_eq!(replied, lives && fits);
+        prop_assert_eq!(
+            replied,
+            lives && before <= QUEUE_MAX,
+            "{} bytes behind {}",
+            size,
+            before
+        );
         if replied {
             self.replies.push_back(owed.id);
         }
@@ -459,11 +464,9 @@ impl World {
         if self.lives() {
             let held: usize = self.held.iter().map(TextFrame::len).sum();
             prop_assert_eq!(machine.queued_bytes(), held);
-            prop_assert!(
-                held <= QUEUE_MAX || self.held.len() == 1,
-                "{} bytes queued",
-                held
-            );
+            // Over the limit by one reply at most, or by what an empty queue let in.
+            let last = self.held.back().map_or(0, TextFrame::len);
+            prop_assert!(held <= QUEUE_MAX + last, "{} bytes queued", held);
         }
         let bytes: usize = self.owed.iter().map(|owed| owed.bytes).sum();
         let owes_little = bytes < IN_FLIGHT_BYTES_MAX && machine.queued_bytes() <= QUEUE_MAX / 4;

@@ -1,7 +1,7 @@
 //! The handle of a server, usable from anywhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     future::Future,
     sync::{Arc, atomic::Ordering},
@@ -201,7 +201,9 @@ impl MeshServer {
         let frame = payload.event(event)?;
         let now = self.inner.runtime.now();
         let mut remote: BTreeMap<InstanceId, Vec<ConnectionId>> = BTreeMap::new();
-        for id in to.into_iter().map(|to| to.connection_id()) {
+        // Named twice is sent once.
+        let to: BTreeSet<_> = to.into_iter().map(|to| to.connection_id()).collect();
+        for id in to {
             if let Some(connection) = self.inner.local(&id) {
                 self.inner.deliver(&connection.shared, &frame, now);
             } else if let Some(instance) = self.elsewhere(&id) {
@@ -313,11 +315,20 @@ impl MeshServer {
         connection: impl ConnectionRef,
     ) -> Result<bool, ServerError> {
         let room = self.inner.name("room", room)?;
-        let id = connection.connection_id();
+        let connection = connection.connection_id();
         let outcome = self
             .inner
-            .request(&room, |shard, done| shard.leave(&room, id, done))
+            .request(&room, |shard, done| {
+                shard.leave(&room, connection.clone(), done);
+            })
             .await?;
+        if self.inner.local(&connection).is_none() {
+            // The store knows it; the instance that delivers to it has to be told.
+            let what = Membership::Room(room);
+            let id = connection.clone();
+            self.tell_owner(&id, Relay::Revoke { connection, what })
+                .await?;
+        }
         Ok(outcome == Outcome::Left(true))
     }
 

@@ -283,8 +283,8 @@ impl Loop {
             match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(self.lost(error, now)),
-                Poll::Pending if !self.backlog.is_empty() => break,
-                Poll::Pending if self.sleep(cx, !wants_input) => return Poll::Pending,
+                Poll::Pending if share == 0 && !self.backlog.is_empty() => break,
+                Poll::Pending if self.sleep(cx, wants_input) => return Poll::Pending,
                 Poll::Pending => {}
             }
         }
@@ -299,9 +299,11 @@ impl Loop {
         Poll::Pending
     }
 
-    /// Runs commands that earlier turns left over.
+    /// Runs commands that were left over, by earlier turns or because the peer is owed too much already.
     fn run_backlog(&mut self, share: &mut usize, cx: &mut Context<'_>, now: Instant) {
         while *share > 0
+            && !self.backlog.is_empty()
+            && !self.shared().lock().machine.is_congested()
             && let Some(incoming) = self.backlog.pop_front()
         {
             *share -= 1;
@@ -386,7 +388,10 @@ impl Loop {
         socket.poll_receive(&mut cx, &mut |message| {
             // Parsed outside of the lock: whoever publishes to this connection does not wait for it.
             let frame = server.config.read(message);
-            let received = shared.lock().machine.handle_frame(frame, now);
+            let (received, congested) = {
+                let machine = &mut shared.lock().machine;
+                (machine.handle_frame(frame, now), machine.is_congested())
+            };
             let Received::Command(command) = received else {
                 return;
             };
@@ -395,7 +400,7 @@ impl Loop {
                 id: command.id,
             };
             let payload = super::Payload::from_parsed(command.payload);
-            if command.start && *share > 0 {
+            if command.start && *share > 0 && !congested && backlog.is_empty() {
                 *share -= 1;
                 let incoming = Incoming {
                     wanted,
@@ -428,11 +433,17 @@ impl Loop {
         End::Lost(error)
     }
 
-    /// Goes to sleep, unless something came up meanwhile: then there is another round. `paused`: reading is, so its
-    /// resumption is something, too.
-    fn sleep(&self, cx: &mut Context<'_>, paused: bool) -> bool {
+    /// Goes to sleep, unless something came up meanwhile: then there is another round. `read`: all that is at hand was
+    /// read; otherwise the resumption of reading is something, too.
+    fn sleep(&self, cx: &mut Context<'_>, read: bool) -> bool {
         let mut state = self.shared().lock();
-        if state.machine.has_work() || (paused && state.machine.wants_input()) {
+        let machine = &state.machine;
+        let resumed = if self.backlog.is_empty() {
+            !read && machine.wants_input()
+        } else {
+            !machine.is_congested()
+        };
+        if machine.has_work() || resumed {
             return false;
         }
         state.waker = Some(cx.waker().clone());

@@ -449,3 +449,17 @@ fn metadata_that_is_null_is_none() {
     });
     assert_eq!(metadata, Ok(None));
 }
+
+#[test]
+fn long_replies_to_a_client_that_reads_never_close_it() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("long", async |_: Context| Ok("x".repeat(3 << 20)));
+    let mut client = sim.connect(&server);
+    let commands = vec![("long", json!({})); 8];
+    let ids = client.send_all(&commands);
+    sim.run();
+    let expected: Vec<u64> = ids.into_iter().map(u64::from).collect();
+    assert_eq!(client.replies(), expected);
+    assert_eq!(client.close_code(), None);
+}
