@@ -54,8 +54,7 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
         backlog: VecDeque::new(),
     }
     .await;
-    Box::pin(close(server, connection, end, socket, outgoing)).await;
-    drop(admission);
+    Box::pin(close(server, connection, admission, end, socket, outgoing)).await;
 }
 
 async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, Admission)> {
@@ -117,6 +116,7 @@ async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, 
 async fn close(
     server: Arc<Inner>,
     connection: Connection,
+    admission: Admission,
     end: End,
     socket: Box<dyn Socket>,
     outgoing: VecDeque<TextFrame>,
@@ -137,6 +137,8 @@ async fn close(
     };
     futures_util::join!(farewell, server.hooks.disconnected(&connection));
     shared.lock().waiting = BTreeMap::new();
+    // Handlers that run on take nobody's place.
+    drop(admission);
     handlers_end(&server, shared).await;
 }
 

@@ -75,7 +75,7 @@ pub(super) struct Inner {
     pub(super) front: Front,
     pub(super) timers: Arc<Timers>,
     pub(super) counters: Counters,
-    /// Connections that hold a place, from the handshake to the end of their cleanup.
+    /// Connections that hold a place, from the handshake to the end of their cleanup; handlers may run on a while.
     pub(super) admitted: AtomicUsize,
     pub(super) stopping: super::shutdown::Stopping,
     pub(super) drain_time: Duration,
