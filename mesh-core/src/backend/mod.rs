@@ -33,10 +33,11 @@ pub trait Backend: Send + Sync + 'static {
     /// [`BackendError`]; where the store could not be reached, the outcome is unknown.
     fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>>;
 
-    /// What the store tells this instance, in batches; within one topic first in, first out.
+    /// What the store tells this instance, in batches, each of which is all that waits; within one topic first in, first out.
     ///
     /// Notices and replies are not ordered among each other: a notice may be read before the reply to the
-    /// operation that caused it, or after the reply to an [`Op::Unsubscribe`] of its topic.
+    /// operation that caused it, or after the reply to an [`Op::Unsubscribe`] of its topic. Only where the notice of a
+    /// publish is there before its reply, as in memory, do a publisher's channel messages keep their order among its other events.
     ///
     /// Called once, by the server that owns the backend; a second call gives a stream that ends at once.
     fn notices(&self) -> BoxStream<'static, Vec<Notice>>;

@@ -400,6 +400,10 @@ impl MeshServer {
     /// Publishes a message to a channel: to every subscriber, on all instances, at most once each. With `history`
     /// the channel keeps its newest `history` messages, this one included; 0 leaves the history alone.
     ///
+    /// On the memory backend the subscribers of this instance have been handed the message when this returns, so that what is sent to
+    /// them next, through a room or directly, comes behind it. Where the backend may deliver a message after it answered the
+    /// publisher, only the messages of one channel are in order.
+    ///
     /// # Errors
     /// [`ServerError`]: the name is none, the history too long, or the backend failed.
     pub async fn publish_to_channel(
@@ -415,11 +419,17 @@ impl MeshServer {
         }
         let message = message.to_owned().into();
         let op = Op::PublishChannel {
-            channel,
+            channel: channel.clone(),
             message,
             history,
         };
-        self.inner.ask(op).await.map(drop)
+        self.inner.ask(op).await?;
+        let shard = self.inner.shard_of(&channel);
+        let listens = self.inner.lock_shard(shard).listens(&channel);
+        if listens {
+            self.inner.heard.wait().await;
+        }
+        Ok(())
     }
 
     /// Closes a connection, wherever it lives: what is queued is sent, then the close frame.

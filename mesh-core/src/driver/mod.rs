@@ -15,6 +15,7 @@ mod hooks;
 pub mod inside;
 mod mesh;
 mod metadata;
+mod notices;
 mod pattern;
 mod payload;
 mod registry;

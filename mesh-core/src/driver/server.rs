@@ -14,7 +14,6 @@ use std::{
 };
 
 use futures_channel::oneshot;
-use futures_util::StreamExt;
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{RngCore, SeedableRng},
@@ -26,6 +25,7 @@ use super::{
     builtins::ReplyTicket,
     connection::Shared,
     hooks::Hooks,
+    notices::{self, Heard},
     registry::Registrations,
     timers::{Ticker, Timers},
 };
@@ -74,6 +74,7 @@ pub(super) struct Inner {
     pub(super) hooks: Hooks,
     pub(super) front: Front,
     pub(super) timers: Arc<Timers>,
+    pub(super) heard: Arc<Heard>,
     pub(super) counters: Counters,
     /// Connections that hold a place, from the handshake to the end of their cleanup; handlers may run on a while.
     pub(super) admitted: AtomicUsize,
@@ -124,6 +125,7 @@ impl Inner {
             config: Arc::new(parts.config),
             hooks: parts.hooks,
             front: parts.front,
+            heard: Arc::default(),
             counters: Counters::default(),
             admitted: AtomicUsize::new(0),
             stopping: super::shutdown::Stopping::default(),
@@ -165,18 +167,11 @@ impl Inner {
         let topics = vec![Topic::All, Topic::Instance(self.instance_id.clone())];
         self.backend.execute(Op::Subscribe { topics }).await?;
         self.started.store(true, Ordering::Release);
-        let mut notices = self.backend.notices();
-        let server = Arc::downgrade(self);
-        self.runtime.spawn(Box::pin(async move {
-            while let Some(batch) = notices.next().await {
-                let Some(server) = server.upgrade() else {
-                    break;
-                };
-                for notice in batch {
-                    server.handle_notice(notice).await;
-                }
-            }
-        }));
+        self.runtime.spawn(Box::pin(notices::read(
+            Arc::downgrade(self),
+            Arc::clone(&self.heard),
+            self.backend.notices(),
+        )));
         Ok(())
     }
 
@@ -406,7 +401,7 @@ impl Inner {
         memberships
     }
 
-    async fn handle_notice(self: &Arc<Self>, notice: Notice) {
+    pub(super) async fn handle_notice(self: &Arc<Self>, notice: Notice) {
         let Notice::Message { topic, message } = notice;
         let dropped = || {
             let dropped = &self.counters.backend_messages_dropped;

@@ -182,6 +182,11 @@ impl<C: Clone, T> Channels<C, T> {
             .is_some_and(|channel| channel.subscribers.contains(id))
     }
 
+    /// Is anybody subscribed, or about to be?
+    pub(super) fn listens(&self, channel: &str) -> bool {
+        self.channels.contains_key(channel)
+    }
+
     /// The channels that a local connection is subscribed to, by name.
     pub(super) fn channels_of(&self, id: &ConnectionId) -> Vec<Name> {
         self.of

@@ -214,6 +214,11 @@ impl<C: Clone, T> Instance<C, T> {
         self.channels.is_subscribed(channel, id)
     }
 
+    /// Does anybody here have to do with a channel of this shard?
+    pub fn listens(&self, channel: &str) -> bool {
+        self.channels.listens(channel)
+    }
+
     /// The rooms of this shard that a local connection is a member of.
     pub fn rooms_of(&self, id: &ConnectionId) -> Vec<Name> {
         self.rooms.rooms_of(id)

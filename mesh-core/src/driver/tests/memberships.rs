@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use crate::{
-    backend::MemoryCluster,
+    backend::{MemoryCluster, Op},
     driver::{
         Membership, MeshServer, Pattern, ServerError,
         testkit::{Client, Gate, Moody, Sim},
@@ -569,4 +570,82 @@ fn a_grant_that_comes_during_the_farewell_leaves_no_ghost() {
     sim.advance(Duration::from_secs(3));
     assert_eq!(server.inner.memberships(&id), [], "a ghost");
     assert_eq!(server.health().connections, 0);
+}
+
+/// Subscribes to the channels `c` and `d` and joins the room `r`.
+fn everywhere(sim: &Sim, server: &MeshServer) -> Client {
+    server.expose_channel("c");
+    server.expose_channel("d");
+    server.expose_room("r");
+    let mut client = sim.connect(server);
+    assert_eq!(subscribe(&mut client, "c")["success"], true);
+    assert_eq!(subscribe(&mut client, "d")["success"], true);
+    assert_eq!(join(&mut client, "r")["success"], true);
+    client
+}
+
+#[test]
+fn events_of_one_publisher_keep_its_order_over_channels_rooms_and_connections() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let client = everywhere(&sim, &server);
+    let (s, id) = (server.clone(), client.id.clone());
+    sim.wait(async move {
+        for n in 0..3 {
+            s.publish_to_channel("c", "m", 0).await?;
+            s.broadcast_room("r", "room", n).await?;
+            s.publish_to_channel("d", "m", 0).await?;
+            s.send_to(&id, "one", n).await?;
+            s.publish_to_channel("c", "m", 0).await?;
+            s.broadcast("all", n).await?;
+        }
+        Ok::<_, ServerError>(())
+    })
+    .unwrap();
+    sim.run();
+    let message =
+        |channel| format!(r#"mesh/subscription-message {{"channel":"{channel}","message":"m"}}"#);
+    let round = |n| {
+        [
+            message("c"),
+            format!("room {n}"),
+            message("d"),
+            format!("one {n}"),
+            message("c"),
+            format!("all {n}"),
+        ]
+    };
+    assert_eq!(client.events(), [round(0), round(1), round(2)].concat());
+}
+
+#[test]
+fn a_publisher_waits_for_no_one_who_does_not_listen() {
+    let sim = Sim::new();
+    let server = sim.server();
+    sim.connect(&server);
+    // Ready at its first poll: no task had a turn.
+    let publish = server.publish_to_channel("c", "m", 1).now_or_never();
+    assert_eq!(publish, Some(Ok(())));
+}
+
+#[test]
+fn a_publisher_waits_for_no_notices_that_have_ended() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let _client = everywhere(&sim, &server);
+    let wait = |server: &MeshServer| {
+        let heard = Arc::clone(&server.inner.heard);
+        sim.start(async move { heard.wait().await })
+    };
+    let idle = wait(&server);
+    sim.run();
+    assert!(idle.is_done(), "nothing is there to be heard");
+    let waiting = wait(&server);
+    let s = server.clone();
+    let ended = sim.start(async move { s.inner.ask(Op::CloseInstance).await });
+    sim.run();
+    assert!(ended.is_done() && waiting.is_done());
+    let after = wait(&server);
+    sim.run();
+    assert!(after.is_done());
 }
