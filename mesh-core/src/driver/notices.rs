@@ -4,7 +4,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    task::Waker,
+    task::{Poll, Waker},
 };
 
 use futures_channel::oneshot;
@@ -12,6 +12,10 @@ use futures_util::StreamExt;
 
 use super::server::Inner;
 use crate::backend::{BoxStream, Notice};
+
+/// Notices that are handled before other tasks have their turn. With a publisher that never rests there is always one more, and a
+/// connection that was woken by the last one may be queued behind this very task, where no other thread takes it from.
+const PER_TURN: usize = 16;
 
 /// Who waits until the notices that were there have been handled.
 #[derive(Debug, Default)]
@@ -78,6 +82,7 @@ pub(super) async fn read(
     mut notices: BoxStream<'static, Vec<Notice>>,
 ) {
     let reading = Reading(heard);
+    let mut handled: usize = 0;
     loop {
         let next = poll_fn(|cx| {
             let waiting = reading.0.take(cx.waker());
@@ -92,8 +97,25 @@ pub(super) async fn read(
         };
         for notice in batch {
             server.handle_notice(notice).await;
+            handled += 1;
+            if handled.is_multiple_of(PER_TURN) {
+                yield_now().await;
+            }
         }
         // What was there when they came is in this batch, or was in one before.
         drop(waiting);
     }
+}
+
+/// Lets other tasks run.
+async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
