@@ -21,7 +21,7 @@ use crate::{
     websocket::handshake,
 };
 
-/// The request for an upgrade, as `authenticate` sees it.
+/// A request as `authenticate` sees it, or the handler of plain requests.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct UpgradeRequest {
@@ -29,6 +29,8 @@ pub struct UpgradeRequest {
     pub head: Parts,
     /// Who asks, as the socket has it.
     pub remote: Option<SocketAddr>,
+    /// The server that is asked.
+    pub server: MeshServer,
 }
 
 impl UpgradeRequest {
@@ -268,7 +270,7 @@ impl MeshServer {
         let Some(authenticate) = &server.front.authenticate else {
             return Ok(admission);
         };
-        let request = UpgradeRequest { head, remote };
+        let request = self.request(head, remote);
         let verdict = async { authenticate(request).await };
         match AssertUnwindSafe(verdict).catch_unwind().await {
             Ok(verdict) => {
@@ -293,12 +295,21 @@ impl MeshServer {
         }
     }
 
+    fn request(&self, head: Parts, remote: Option<SocketAddr>) -> UpgradeRequest {
+        let server = self.clone();
+        UpgradeRequest {
+            head,
+            remote,
+            server,
+        }
+    }
+
     async fn page(&self, head: Parts, remote: Option<SocketAddr>) -> Response<Bytes> {
         let is_head = head.method == Method::HEAD;
         let Some(pages) = &self.inner.front.pages else {
             return text(StatusCode::NOT_FOUND, "not found");
         };
-        let request = UpgradeRequest { head, remote };
+        let request = self.request(head, remote);
         let page = async { pages(request).await };
         let mut response = match AssertUnwindSafe(page).catch_unwind().await {
             Ok(Some(response)) => response,

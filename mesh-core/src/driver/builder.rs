@@ -150,6 +150,19 @@ impl MeshServerBuilder {
     }
 
     /// Answers plain HTTP requests on the same port; `None` is 404.
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http::Response;
+    /// use mesh_core::driver::{MeshServer, UpgradeRequest};
+    ///
+    /// let builder = MeshServer::builder().http(async |request: UpgradeRequest| {
+    ///     (request.head.uri.path() == "/health").then(|| {
+    ///         let health = request.server.health();
+    ///         Response::new(Bytes::from(format!("{} connections", health.connections)))
+    ///     })
+    /// });
+    /// ```
     #[must_use]
     pub fn http<F, Fut>(mut self, pages: F) -> Self
     where

@@ -25,7 +25,10 @@ use tokio::{
 };
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
-use crate::{metrics::Watch, options::Options, pages::Pages};
+use crate::{
+    metrics::{Metrics, Watch},
+    options::Options,
+};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -88,7 +91,7 @@ async fn run() -> Result<(), String> {
 }
 
 fn build(options: &Options) -> Result<MeshServer, PatternError> {
-    let pages = Arc::new(Pages::default());
+    let metrics = Arc::new(Metrics::default());
     let server = MeshServer::builder()
         .ping_interval(options.ping_interval())
         .latency_interval(options.latency_interval())
@@ -96,13 +99,11 @@ fn build(options: &Options) -> Result<MeshServer, PatternError> {
         .assign_id(!options.no_assign_id)
         .limits(|limits| options.apply(limits))
         .http({
-            let pages = Arc::clone(&pages);
-            move |request| ready(pages.answer(&request))
+            let metrics = Arc::clone(&metrics);
+            move |request| ready(pages::answer(&request, &metrics))
         })
         .build();
-    server.add_interceptor(Watch(Arc::clone(&pages.metrics)));
-    // Only set here, so it was empty.
-    let _ = pages.server.set(server.clone());
+    server.add_interceptor(Watch(metrics));
     commands::register(&server);
     exposed::expose(&server)?;
     Ok(server)

@@ -1,7 +1,5 @@
 //! What a browser, a load balancer and Prometheus find on the same port.
 
-use std::sync::{Arc, OnceLock};
-
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Response,
@@ -12,29 +10,19 @@ use serde_json::json;
 
 use crate::metrics::Metrics;
 
-/// The pages of a server that is yet to be built.
-#[derive(Debug, Default)]
-pub(crate) struct Pages {
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) server: OnceLock<MeshServer>,
-}
-
-impl Pages {
-    /// `None` is 404.
-    pub(crate) fn answer(&self, request: &UpgradeRequest) -> Option<Response<Bytes>> {
-        if ![Method::GET, Method::HEAD].contains(&request.head.method) {
-            return None;
+/// `None` is 404.
+pub(crate) fn answer(request: &UpgradeRequest, metrics: &Metrics) -> Option<Response<Bytes>> {
+    if ![Method::GET, Method::HEAD].contains(&request.head.method) {
+        return None;
+    }
+    match request.head.uri.path() {
+        "/" => Some(page("text/html; charset=utf-8", include_str!("page.html"))),
+        "/health" => Some(page("application/json", health(&request.server))),
+        "/metrics" => {
+            let text = metrics.text(&request.server);
+            Some(page("text/plain; version=0.0.4; charset=utf-8", text))
         }
-        let server = self.server.get()?;
-        match request.head.uri.path() {
-            "/" => Some(page("text/html; charset=utf-8", include_str!("page.html"))),
-            "/health" => Some(page("application/json", health(server))),
-            "/metrics" => {
-                let text = self.metrics.text(server);
-                Some(page("text/plain; version=0.0.4; charset=utf-8", text))
-            }
-            _ => None,
-        }
+        _ => None,
     }
 }
 

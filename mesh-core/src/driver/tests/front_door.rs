@@ -195,3 +195,29 @@ fn nobody_is_let_in_once_the_end_has_begun() {
     assert_eq!(answer(&sim, &server, upgrade(&[])).0, 503);
     assert!(server.health().is_stopping);
 }
+
+#[test]
+fn pages_and_authenticate_reach_the_server() {
+    let sim = Sim::new();
+    let server = build(&sim, |builder| {
+        builder
+            .http(async |request: UpgradeRequest| {
+                let here = request.server.health().connections;
+                Some(Response::new(Bytes::from(here.to_string())))
+            })
+            .authenticate(async |request: UpgradeRequest| {
+                let members = request.server.room_members("r").await;
+                Ok(Accept::with_metadata(&members.unwrap().len())?)
+            })
+    });
+    let client = sim.connect(&server);
+    let (s, id) = (server.clone(), client.id.clone());
+    sim.wait(async move { s.add_to_room("r", &id).await })
+        .unwrap();
+    let page = answer(&sim, &server, request("/health", &[]));
+    assert_eq!(page, (200, "1".to_owned()));
+    let FrontDoor::Upgrade { admission, .. } = ask(&sim, &server, upgrade(&[])) else {
+        panic!("refused");
+    };
+    assert_eq!(admission.metadata.as_deref(), Some("1"));
+}
