@@ -172,7 +172,7 @@ where
         .map_err(|error| ConnectError::Handshake(error.to_string()))?;
     Ok(Box::new(WebSocketStream::client(
         Io(upgraded.io),
-        upgraded.leftover,
+        &upgraded.leftover,
         request.message_bytes_max,
         mask_seed,
     )))

@@ -3,7 +3,6 @@
 use std::{future::Future, io, net::SocketAddr, sync::Arc};
 
 use ::http::request;
-use bytes::Bytes;
 use mesh_core::driver::{Admission, FrontDoor, MeshServer, Socket, WebSocketStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -142,7 +141,7 @@ where
     let time_max = server.limits().handshake_time_max;
     let decide = |head| decide(server, head, remote);
     let upgraded = http::serve(io, deadline, time_max, open.closed(), decide).await?;
-    let socket = socket(server, upgraded.io, upgraded.leftover);
+    let socket = socket(server, upgraded.io, &upgraded.leftover);
     Some((upgraded.value, socket))
 }
 
@@ -161,7 +160,7 @@ async fn decide(
 }
 
 /// The server's end of a WebSocket over `io`.
-pub(crate) fn socket<S>(server: &MeshServer, io: S, leftover: Bytes) -> Box<dyn Socket>
+pub(crate) fn socket<S>(server: &MeshServer, io: S, leftover: &[u8]) -> Box<dyn Socket>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -75,9 +75,9 @@ fn take_back(server: &MeshServer, upgraded: Upgraded) -> Box<dyn Socket> {
             let stream = parts.io.into_inner();
             // As for a listener's own streams: without it small frames wait for an acknowledgement.
             let _ = stream.set_nodelay(true);
-            socket(server, stream, parts.read_buf)
+            socket(server, stream, &parts.read_buf)
         }
-        Err(upgraded) => socket(server, TokioIo::new(upgraded), Bytes::new()),
+        Err(upgraded) => socket(server, TokioIo::new(upgraded), &[]),
     }
 }
 
@@ -86,7 +86,7 @@ pub(crate) async fn serve<S>(server: MeshServer, io: S, info: ConnectInfo)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let socket = socket(&server, io, info.leftover);
+    let socket = socket(&server, io, &info.leftover);
     let verdict = match info.head {
         None => server.admit(info.remote).map_err(|refusal| refusal.status),
         Some(head) => match Box::pin(server.handle_request(head, info.remote)).await {

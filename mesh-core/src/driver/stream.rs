@@ -120,7 +120,7 @@ impl<S: ByteStream> WebSocketStream<S> {
     ///
     /// `leftover` is what arrived behind the handshake's request; the first `poll_receive` handles it, whatever it is.
     /// `message_bytes_max` bounds the messages that are read, in bytes.
-    pub fn server(io: S, leftover: Bytes, message_bytes_max: usize) -> Self {
+    pub fn server(io: S, leftover: &[u8], message_bytes_max: usize) -> Self {
         Self::new(
             io,
             leftover,
@@ -134,7 +134,7 @@ impl<S: ByteStream> WebSocketStream<S> {
     /// `leftover` is what arrived behind the handshake's response; the first `poll_receive` handles it, whatever it is.
     /// `message_bytes_max` bounds the messages that are read, in bytes. `mask_seed` is fresh entropy, from which the masking keys
     /// follow (RFC 6455, section 5.3).
-    pub fn client(io: S, leftover: Bytes, message_bytes_max: usize, mask_seed: [u8; 32]) -> Self {
+    pub fn client(io: S, leftover: &[u8], message_bytes_max: usize, mask_seed: [u8; 32]) -> Self {
         let masks = Box::new(ChaCha8Rng::from_seed(mask_seed));
         Self::new(
             io,
@@ -144,12 +144,13 @@ impl<S: ByteStream> WebSocketStream<S> {
         )
     }
 
-    fn new(io: S, leftover: Bytes, decoder: Decoder, masks: Option<Box<ChaCha8Rng>>) -> Self {
+    fn new(io: S, leftover: &[u8], decoder: Decoder, masks: Option<Box<ChaCha8Rng>>) -> Self {
         Self {
             io,
             decoder,
             leftover: !leftover.is_empty(),
-            rest: leftover.into(),
+            // A copy, even of nothing: the buffer of who did the handshake is larger and must not stay.
+            rest: leftover.to_vec(),
             outgoing: Bytes::new(),
             pong: None,
             masks,

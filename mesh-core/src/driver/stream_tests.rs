@@ -10,7 +10,6 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
-use bytes::Bytes;
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
@@ -106,7 +105,7 @@ fn server(reads: impl IntoIterator<Item = Read>) -> Stream {
             reads,
             ..Script::default()
         },
-        Bytes::new(),
+        &[],
         MAX,
     )
 }
@@ -118,7 +117,7 @@ fn client(reads: impl IntoIterator<Item = Read>) -> Stream {
             reads,
             ..Script::default()
         },
-        Bytes::new(),
+        &[],
         MAX,
         [3; 32],
     )
@@ -242,7 +241,7 @@ fn what_came_with_the_handshake_is_handled_without_a_read() {
     let leftover = [text("early"), text("cut")].concat();
     let (now, later) = leftover.split_at(leftover.len() - 1);
     let mut stream = server([Read::Bytes(later.to_vec())]);
-    stream = WebSocketStream::server(stream.io, Bytes::copy_from_slice(now), MAX);
+    stream = WebSocketStream::server(stream.io, now, MAX);
     let mut messages = Vec::<Owned>::new();
     let mut receive = |message: Message<'_>| messages.push(Event::Message(message).into());
     assert!(stream.poll_receive(&mut cx(), &mut receive).is_ready());
@@ -257,7 +256,7 @@ fn what_came_with_the_handshake_is_handled_without_a_read() {
 #[test]
 fn a_malformed_frame_in_the_packet_of_the_handshake_ends_cleanly() {
     let leftover = [text("fine"), vec![0xFF; 40]].concat();
-    let mut stream = WebSocketStream::server(Script::default(), leftover.into(), MAX);
+    let mut stream = WebSocketStream::server(Script::default(), &leftover, MAX);
     let (messages, end) = receive_all(&mut stream);
     assert_eq!(messages, [Owned::Text("fine".into())]);
     assert!(matches!(
@@ -662,7 +661,7 @@ proptest! {
         }
         let io = Script { reads, ..Script::default() };
         let mut stream =
-            WebSocketStream::server(io, Bytes::copy_from_slice(&wire[..cuts[0]]), 200_000);
+            WebSocketStream::server(io, &wire[..cuts[0]], 200_000);
         let mut messages = Vec::new();
         loop {
             let (more, end) = receive_all(&mut stream);
