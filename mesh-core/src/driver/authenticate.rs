@@ -6,6 +6,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
 };
 
@@ -14,7 +15,7 @@ use futures_util::FutureExt;
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-use super::{MeshServer, ServerError, metadata, server::Inner};
+use super::{MeshServer, ServerError, inside::Inside, metadata, server::Inner};
 use crate::{
     backend::{BoxFuture, Json},
     protocol::EncodeError,
@@ -271,8 +272,8 @@ impl MeshServer {
             return Ok(admission);
         };
         let request = self.request(head, remote);
-        let verdict = async { authenticate(request).await };
-        match AssertUnwindSafe(verdict).catch_unwind().await {
+        let verdict = pin!(async { authenticate(request).await });
+        match AssertUnwindSafe(Inside(verdict)).catch_unwind().await {
             Ok(verdict) => {
                 let max = server.config.limits.metadata_bytes_max;
                 let accepted = verdict?.metadata;
@@ -310,8 +311,8 @@ impl MeshServer {
             return text(StatusCode::NOT_FOUND, "not found");
         };
         let request = self.request(head, remote);
-        let page = async { pages(request).await };
-        let mut response = match AssertUnwindSafe(page).catch_unwind().await {
+        let page = pin!(async { pages(request).await });
+        let mut response = match AssertUnwindSafe(Inside(page)).catch_unwind().await {
             Ok(Some(response)) => response,
             Ok(None) => text(StatusCode::NOT_FOUND, "not found"),
             Err(_) => {

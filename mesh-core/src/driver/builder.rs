@@ -9,6 +9,7 @@ use super::{
     Accept, Connection, MeshServer, Refusal, Runtime, UpgradeRequest,
     authenticate::Front,
     hooks::{Fault, Hooks},
+    runtime::Marked,
     server::{Inner, Parts},
 };
 use crate::{
@@ -210,7 +211,7 @@ impl MeshServerBuilder {
             Arc::new(alone.backend())
         });
         MeshServer::from_inner(Arc::new(Inner::new(Parts {
-            runtime,
+            runtime: Arc::new(Marked(runtime)),
             backend,
             config: self.config,
             hooks: self.hooks,

@@ -3,7 +3,13 @@
 //! Whoever polls a task, a handler or a callback of mesh holds a [`Guard`] meanwhile. A call that blocks its thread asks
 //! [`is_inside`] first and fails at once instead of waiting for what it holds up itself.
 
-use std::{cell::Cell, marker::PhantomData};
+use std::{
+    cell::Cell,
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 thread_local! {
     static DEPTH: Cell<u32> = const { Cell::new(0) };
@@ -37,6 +43,19 @@ pub fn is_inside() -> bool {
 impl Drop for Guard {
     fn drop(&mut self) {
         DEPTH.with(|depth| depth.set(depth.get().saturating_sub(1)));
+    }
+}
+
+/// A future whose polls are marked.
+#[derive(Debug)]
+pub(super) struct Inside<F>(pub(super) F);
+
+impl<F: Future + Unpin> Future for Inside<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let _inside = enter();
+        Pin::new(&mut self.0).poll(cx)
     }
 }
 

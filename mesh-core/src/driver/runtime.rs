@@ -2,6 +2,8 @@
 
 use std::{fmt::Debug, future::Future, io, pin::Pin, sync::Arc, time::Instant};
 
+use super::inside::Inside;
+
 /// A boxed task, ready to be spawned.
 pub type Task = Pin<Box<dyn Future<Output = ()> + Send + 'static>>;
 
@@ -38,6 +40,36 @@ pub trait Runtime: Debug + Send + Sync + 'static {
     /// The thread cannot be started, or this runtime has no such thing (the default).
     fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A runtime whose tasks all run mesh, as [`inside`](super::inside) tells: handlers that wait, guards that are asked again.
+#[derive(Debug)]
+pub(super) struct Marked(pub(super) Arc<dyn Runtime>);
+
+impl Runtime for Marked {
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>> {
+        self.0.sleep_until(deadline)
+    }
+
+    fn spawn(&self, task: Task) {
+        self.0.spawn(Box::pin(Inside(task)));
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        self.0.seed()
+    }
+
+    fn inside(&self) -> bool {
+        self.0.inside()
+    }
+
+    fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
+        self.0.dedicated()
     }
 }
 

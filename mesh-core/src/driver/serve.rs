@@ -17,6 +17,7 @@ use super::{
     dispatch::{self, Incoming},
     handler::Wanted,
     hooks::Fault,
+    inside::{self, Inside},
     registry::Registry,
     server::{Completion, Inner},
 };
@@ -38,7 +39,7 @@ const HANDLER_GRACE: Duration = Duration::from_secs(10);
 /// Serves one connection, from its first frame to the end of its cleanup.
 pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<dyn Socket>) {
     // The parts that run once are boxed, so that the future that stays is small.
-    let Some((connection, admission)) = Box::pin(open(&server, admission)).await else {
+    let Some((connection, admission)) = Inside(Box::pin(open(&server, admission))).await else {
         return;
     };
     let session = Session {
@@ -54,7 +55,10 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
         backlog: VecDeque::new(),
     }
     .await;
-    Box::pin(close(server, connection, admission, end, socket, outgoing)).await;
+    Inside(Box::pin(close(
+        server, connection, admission, end, socket, outgoing,
+    )))
+    .await;
 }
 
 async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, Admission)> {
@@ -245,6 +249,7 @@ impl Future for Loop {
     type Output = (End, Box<dyn Socket>, VecDeque<TextFrame>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let _inside = inside::enter();
         let this = &mut *self;
         let Some(mut socket) = this.socket.take() else {
             return Poll::Pending;

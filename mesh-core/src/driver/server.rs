@@ -25,6 +25,7 @@ use super::{
     builtins::ReplyTicket,
     connection::Shared,
     hooks::Hooks,
+    inside::Inside,
     notices::{self, Heard},
     registry::Registrations,
     timers::{Ticker, Timers},
@@ -543,7 +544,7 @@ impl Inner {
                 connection.clone(),
                 name.to_string(),
             );
-            if !pin!(asked).await {
+            if !Inside(pin!(asked)).await {
                 self.revoke_local(connection.id(), &membership).await;
             }
         }

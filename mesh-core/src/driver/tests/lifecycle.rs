@@ -1,6 +1,7 @@
 //! How connections begin and end, and the server with them.
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -10,8 +11,9 @@ use serde_json::json;
 use crate::{
     backend::{ConnectionId, MemoryCluster},
     driver::{
-        CloseCode, Context, MeshServer, MeshServerBuilder, ServerError,
+        Accept, CloseCode, Context, FrontDoor, MeshServer, MeshServerBuilder, ServerError, inside,
         testkit::{Client, Gate, Mood, Moody, Sim, Started},
+        tests::front_door::upgrade,
     },
 };
 
@@ -584,4 +586,89 @@ fn latency_is_measured_and_told_with_the_next_request() {
     assert_eq!(frames[0]["payload"].as_f64(), Some(25.0));
     assert_eq!(frames[1]["command"], "latency:request");
     assert_eq!(frames.len(), 2);
+}
+
+#[test]
+fn whatever_the_application_is_called_for_runs_inside() {
+    let sim = Sim::new();
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let note = {
+        let seen = Arc::clone(&seen);
+        move |what| {
+            let inside = inside::is_inside();
+            seen.lock().unwrap().insert(what, inside);
+        }
+    };
+    /// Notes where it runs, when called and after waiting.
+    macro_rules! noting {
+        ($before:literal, $after:literal, $result:expr) => {{
+            let (note, sim) = (note.clone(), sim.clone());
+            move || {
+                note($before);
+                let note = note.clone();
+                let timer = sim.runtime().sleep_until(sim.now() + SECOND);
+                async move {
+                    timer.await;
+                    note($after);
+                    $result
+                }
+            }
+        }};
+    }
+    let connected = noting!("on_connection", "on_connection, later", ());
+    let disconnected = noting!("on_disconnection", "on_disconnection, later", ());
+    let authenticate = noting!("authenticate", "authenticate, later", Ok(Accept::new()));
+    let page = noting!("page", "page, later", None);
+    let handler = noting!("handler", "handler, later", Ok(()));
+    let middleware = noting!("middleware", "middleware, later", Ok(()));
+    let guard = noting!("guard", "guard, later", true);
+    let server = sim.build(
+        MeshServer::builder()
+            .on_connection(move |_| connected())
+            .on_disconnection(move |_| disconnected())
+            .authenticate(move |_| authenticate())
+            .http(move |_| page()),
+    );
+    server.register_command("handler", move |_: Context| handler());
+    server
+        .register_command("guided", async |_: Context| Ok(()))
+        .middleware(move |_| middleware());
+    server.expose_channel("c").guard(move |_, _| guard());
+    let ask = |head| {
+        let server = server.clone();
+        let asked = sim.start(async move { server.handle_request(head, None).await });
+        sim.advance(2 * SECOND);
+        asked.take().unwrap()
+    };
+    let plain = http::Request::new(()).into_parts().0;
+    assert!(matches!(ask(plain), FrontDoor::Respond(_)));
+    let FrontDoor::Upgrade { admission, .. } = ask(upgrade(&[])) else {
+        panic!("refused");
+    };
+    let mut client = sim.attach(&server, admission);
+    sim.advance(2 * SECOND);
+    client.send_all(&[
+        ("handler", json!({})),
+        ("guided", json!({})),
+        ("mesh/subscribe-channel", json!({"channel": "c"})),
+    ]);
+    sim.advance(2 * SECOND);
+    let at_subscribe = std::mem::take(&mut *seen.lock().unwrap());
+    // From a task of the application's own.
+    let (s, local) = (server.clone(), server.inner.all_local().remove(0));
+    let asked = sim.start(async move { s.recheck_guards(&local).await });
+    sim.advance(2 * SECOND);
+    assert_eq!(asked.take(), Some(Ok(())));
+    client.vanish();
+    sim.advance(2 * SECOND);
+    let mut seen = seen.lock().unwrap();
+    assert_eq!(
+        at_subscribe.len() + seen.len(),
+        16,
+        "{at_subscribe:?} {seen:?}"
+    );
+    seen.extend(at_subscribe.iter().filter(|(_, inside)| !**inside));
+    seen.retain(|_, inside| !*inside);
+    assert!(seen.is_empty(), "not marked: {seen:?}");
+    assert!(!inside::is_inside());
 }
