@@ -159,3 +159,26 @@ async fn pause(server: &Arc<Inner>, time: Duration) {
     let until = server.runtime.now() + time;
     server.runtime.sleep_until(until).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::Stopping;
+
+    #[test]
+    fn whoever_waits_no_more_is_forgotten() {
+        let stopping = Stopping::default();
+        for _ in 0..3 {
+            assert_eq!(stopping.wait().now_or_never(), None);
+        }
+        let mut waits = stopping.wait();
+        for _ in 0..3 {
+            assert_eq!((&mut waits).now_or_never(), None);
+            assert_eq!(stopping.state().waiting.len(), 1);
+        }
+        assert!(stopping.set());
+        assert_eq!(waits.now_or_never(), Some(()));
+        assert!(stopping.state().waiting.is_empty());
+    }
+}
