@@ -39,6 +39,13 @@ pub struct Upgrade {
     pub trailing: Vec<u8>,
 }
 
+/// The value of `Sec-WebSocket-Accept` that answers this key (RFC 6455, section 4.2.2).
+pub(crate) fn accept_of(key: &str) -> String {
+    BASE64.encode(Sha1::digest(format!(
+        "{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+    )))
+}
+
 /// The key of every handshake: any 16 bytes do.
 const KEY: &str = "bWVzaC1jb25mb3JtYW5jZQ==";
 
@@ -92,10 +99,9 @@ impl Upgrade {
             head,
             body: String::new(),
         };
-        let accept = Sha1::digest(format!("{KEY}258EAFA5-E914-47DA-95CA-C5AB0DC85B11"));
         assert_eq!(
             response.header("sec-websocket-accept"),
-            Some(&*BASE64.encode(accept))
+            Some(&*accept_of(KEY))
         );
         assert!(
             response
@@ -420,7 +426,7 @@ impl RawClient {
         }
     }
 
-    fn assemble(&mut self, frame: wire::ServerFrame) -> Option<Incoming> {
+    fn assemble(&mut self, frame: wire::Frame) -> Option<Incoming> {
         Some(match frame.opcode {
             PING => Incoming::Ping(frame.payload),
             PONG => Incoming::Pong(frame.payload),

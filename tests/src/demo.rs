@@ -39,7 +39,13 @@ impl Demo {
     /// Starts a server of its own on a free port, with these options, and waits for its line on stdout.
     #[track_caller]
     pub fn start(args: &[&str]) -> Self {
-        let mut child = spawn(args, "0");
+        Self::start_at(0, args)
+    }
+
+    /// The same on a port that another had before; 0 is any that is free.
+    #[track_caller]
+    pub fn start_at(port: u16, args: &[&str]) -> Self {
+        let mut child = spawn(args, &port.to_string());
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let addr = until_some("the demo listens", || {

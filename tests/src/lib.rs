@@ -1,5 +1,5 @@
 //! What the conformance suite of mesh is made of: a demo server as a process of its own, and a peer that may break
-//! every rule.
+//! every rule. For clients there is the other side: a server that plays a script.
 //!
 //! The suite knows the server only by its sockets, its output and its exit code, so it runs over any adapter and
 //! any backend: `MESH_DEMO` names the program (left out: the demo of `mesh-tokio`, built first), `MESH_DEMO_ARGS`
@@ -15,12 +15,14 @@
 mod client;
 mod demo;
 mod http;
+mod scripted;
 mod wait;
 pub mod wire;
 
 pub use client::{Incoming, RawClient, Upgrade};
 pub use demo::{Demo, Outcome};
 pub use http::Response;
+pub use scripted::{Attempt, Peer, Request, Scripted};
 pub use wait::{PATIENCE, until, until_some};
 
 use serde_json::{Value, json};

@@ -65,9 +65,9 @@ pub fn close(code: u16, reason: &str) -> Vec<u8> {
     frame(FIN | CLOSE, &payload)
 }
 
-/// A frame of the server.
+/// A frame as it came, unmasked.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct ServerFrame {
+pub struct Frame {
     /// Whether it ends its message.
     pub fin: bool,
     /// What it is.
@@ -76,12 +76,28 @@ pub struct ServerFrame {
     pub payload: Vec<u8>,
 }
 
-/// Takes the first whole frame out of `bytes`; `None` while it is not there yet.
+/// Takes the first whole frame of a server out of `bytes`; `None` while it is not there yet.
 ///
 /// # Panics
 /// When the server breaks a rule of RFC 6455: a mask, a reserved bit that nobody negotiated, a length that is not in
 /// its shortest form, a control frame that is long or fragmented.
-pub fn take(bytes: &mut Vec<u8>) -> Option<ServerFrame> {
+pub fn take(bytes: &mut Vec<u8>) -> Option<Frame> {
+    let second = *bytes.get(1)?;
+    assert_eq!(second & 0x80, 0, "a server must not mask");
+    take_any(bytes)
+}
+
+/// Takes the first whole frame of a client out of `bytes`; `None` while it is not there yet.
+///
+/// # Panics
+/// As [`take`], but where there is no mask.
+pub fn take_of_client(bytes: &mut Vec<u8>) -> Option<Frame> {
+    let second = *bytes.get(1)?;
+    assert_eq!(second & 0x80, 0x80, "a client must mask");
+    take_any(bytes)
+}
+
+fn take_any(bytes: &mut Vec<u8>) -> Option<Frame> {
     let [first, second, ..] = bytes[..] else {
         return None;
     };
@@ -90,8 +106,7 @@ pub fn take(bytes: &mut Vec<u8>) -> Option<ServerFrame> {
         0,
         "a reserved bit is set, and no extension was agreed on"
     );
-    assert_eq!(second & 0x80, 0, "a server must not mask");
-    let (start, len) = match second {
+    let (mut start, len) = match second & 0x7f {
         126 => (
             4,
             u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().unwrap())),
@@ -112,13 +127,19 @@ pub fn take(bytes: &mut Vec<u8>) -> Option<ServerFrame> {
         opcode < CLOSE || (fin && len <= 125),
         "a control frame is whole and at most 125 bytes long"
     );
+    let mut mask = [0; 4];
+    if second & 0x80 != 0 {
+        mask = bytes.get(start..start + 4)?.try_into().unwrap();
+        start += 4;
+    }
     let end = start + usize::try_from(len).unwrap();
     if bytes.len() < end {
         return None;
     }
-    let payload = bytes[start..end].to_vec();
+    let masked = bytes[start..end].iter().zip(mask.iter().cycle());
+    let payload = masked.map(|(byte, mask)| byte ^ mask).collect();
     bytes.drain(..end);
-    Some(ServerFrame {
+    Some(Frame {
         fin,
         opcode,
         payload,
@@ -161,7 +182,7 @@ mod tests {
             assert_eq!(take(&mut sent).unwrap().payload.len(), len as usize);
             assert_eq!(
                 take(&mut sent),
-                Some(ServerFrame {
+                Some(Frame {
                     fin: true,
                     opcode: PONG,
                     payload: vec![b'y']
@@ -169,6 +190,18 @@ mod tests {
             );
             assert_eq!(take(&mut sent), None);
         }
+    }
+
+    #[test]
+    fn frames_of_a_client_are_unmasked() {
+        let mut sent = [text("Hello"), frame(FIN | PING, b"")].concat();
+        let mut short = sent[..10].to_vec();
+        assert_eq!(take_of_client(&mut short), None);
+        assert_eq!(take_of_client(&mut sent).unwrap().payload, b"Hello");
+        assert_eq!(take_of_client(&mut sent).unwrap().opcode, PING);
+        assert!(sent.is_empty());
+        let unmasked = || take_of_client(&mut vec![FIN | TEXT, 0]);
+        assert!(std::panic::catch_unwind(unmasked).is_err());
     }
 
     #[test]
