@@ -39,9 +39,7 @@ const HANDLER_GRACE: Duration = Duration::from_secs(10);
 /// Serves one connection, from its first frame to the end of its cleanup.
 pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<dyn Socket>) {
     // The parts that run once are boxed, so that the future that stays is small.
-    let Some((connection, admission)) = Inside(Box::pin(open(&server, admission))).await else {
-        return;
-    };
+    let connection = Inside(Box::pin(open(&server, &admission))).await;
     let session = Session {
         connection: connection.clone(),
         server: super::MeshServer::from_inner(Arc::clone(&server)),
@@ -61,7 +59,7 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
     .await;
 }
 
-async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, Admission)> {
+async fn open(server: &Arc<Inner>, admission: &Admission) -> Connection {
     let started = server.start().await;
     let id = server.new_connection_id();
     let now = server.runtime.now();
@@ -112,7 +110,7 @@ async fn open(server: &Arc<Inner>, admission: Admission) -> Option<(Connection, 
     if server.stopping.is_set() {
         connection.close(CloseCode::GOING_AWAY, "the server shuts down");
     }
-    Some((connection, admission))
+    connection
 }
 
 /// Every step happens, whatever becomes of the others, and those that concern others come first: the client is in no room
