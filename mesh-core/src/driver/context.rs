@@ -74,19 +74,33 @@ struct Shared {
 }
 
 impl Call {
-    pub(super) fn new(
-        session: Arc<Session>,
-        command: Arc<Command>,
-        unknown: Option<Box<str>>,
-    ) -> Self {
+    pub(super) fn new(session: Arc<Session>, command: Arc<Command>) -> Self {
         Self {
             session,
             command,
-            unknown,
+            unknown: None,
             replaced: AtomicBool::new(false),
             hooked: AtomicBool::new(false),
             shared: Mutex::default(),
         }
+    }
+
+    /// Makes a call that nobody else holds one of this command.
+    pub(super) fn prepare(&mut self, command: &Arc<Command>, unknown: Option<Box<str>>) {
+        if !Arc::ptr_eq(&self.command, command) {
+            self.command = Arc::clone(command);
+        }
+        self.unknown = unknown;
+    }
+
+    /// Forgets what middleware put in.
+    pub(super) fn clear(&mut self) {
+        *self.replaced.get_mut() = false;
+        *self.hooked.get_mut() = false;
+        *self
+            .shared
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner) = Shared::default();
     }
 
     /// The command's name.

@@ -29,10 +29,11 @@ pub(super) struct Incoming<'a> {
     pub(super) payload: Payload,
 }
 
-/// Runs a command. One that is ready at its first poll costs no task.
+/// Runs a command. One that is ready at its first poll costs no task, and leaves its call in `spare` for the next.
 pub(super) fn dispatch(
     session: &Arc<Session>,
     registry: &Registry,
+    spare: &mut Option<Arc<Call>>,
     incoming: Incoming<'_>,
     cx: &mut task::Context<'_>,
     now: Instant,
@@ -46,18 +47,28 @@ pub(super) fn dispatch(
         Some(command) => (command, None),
         None => (registry.unknown(), Some(name.into())),
     };
-    let call = Call::new(Arc::clone(session), Arc::clone(command), unknown);
-    let running = Running {
-        wanted,
-        call: Arc::new(call),
-    };
+    let fresh = || Arc::new(Call::new(Arc::clone(session), Arc::clone(command)));
+    let mut call = spare.take().unwrap_or_else(fresh);
+    if Arc::get_mut(&mut call).is_none() {
+        call = fresh();
+    }
+    if let Some(call) = Arc::get_mut(&mut call) {
+        call.prepare(command, unknown);
+    }
+    let running = Running { wanted, call };
     let first = catch_unwind(AssertUnwindSafe(|| {
         handler::start(&running.call, payload, wanted, cx)
     }));
     match first {
         Ok(Ok(answer)) => running.finish(answer, now),
-        Ok(Err(pending)) => running.spawn(pending),
+        Ok(Err(pending)) => return running.spawn(pending),
         Err(_) => running.panicked(now),
+    }
+    let mut call = running.call;
+    // A handler may have kept its context; then it keeps the call.
+    if let Some(own) = Arc::get_mut(&mut call) {
+        own.clear();
+        *spare = Some(call);
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Connection, Session, Socket, SocketError,
+    Call, Connection, Session, Socket, SocketError,
     authenticate::Admission,
     connection::Shared,
     dispatch::{self, Incoming},
@@ -49,6 +49,7 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
         registry_version: server.registrations.version(),
         session: Arc::new(session),
         socket: Some(socket),
+        spare: None,
         outgoing: VecDeque::new(),
         backlog: VecDeque::new(),
     }
@@ -236,6 +237,8 @@ struct Loop {
     socket: Option<Box<dyn Socket>>,
     registry: Arc<Registry>,
     registry_version: u64,
+    /// The call of the last command, for the next.
+    spare: Option<Arc<Call>>,
     /// What the machine handed out and the socket has not taken.
     outgoing: VecDeque<TextFrame>,
     /// Commands that were read and are more than one turn's share.
@@ -312,7 +315,14 @@ impl Loop {
             && let Some(incoming) = self.backlog.pop_front()
         {
             *share -= 1;
-            dispatch::dispatch(&self.session, &self.registry, incoming, cx, now);
+            dispatch::dispatch(
+                &self.session,
+                &self.registry,
+                &mut self.spare,
+                incoming,
+                cx,
+                now,
+            );
         }
         if self.backlog.is_empty() && self.backlog.capacity() > 0 {
             self.backlog = VecDeque::new();
@@ -378,6 +388,7 @@ impl Loop {
             session,
             registry,
             registry_version,
+            spare,
             backlog,
             ..
         } = self;
@@ -413,7 +424,7 @@ impl Loop {
                     payload,
                 };
                 let mut cx = Context::from_waker(waker);
-                dispatch::dispatch(session, registry, incoming, &mut cx, now);
+                dispatch::dispatch(session, registry, spare, incoming, &mut cx, now);
                 return;
             }
             let incoming = Incoming {
