@@ -1,11 +1,12 @@
 //! A server that plays a script, to test clients with: it knows the handshake, frames and nothing else.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -20,9 +21,14 @@ pub struct Scripted {
     log: Arc<Mutex<Log>>,
 }
 
+/// How long the end waits for scripts that are about to fail.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
 struct Log {
     attempts: Vec<Instant>,
+    /// The numbers of the attempts whose script still plays.
+    playing: BTreeSet<usize>,
     panicked: bool,
     over: bool,
 }
@@ -44,13 +50,16 @@ impl Scripted {
                         return;
                     }
                     log.attempts.push(Instant::now());
+                    log.playing.insert(number);
                 }
                 thread::spawn(move || {
                     let attempt = Attempt { stream, head: None };
                     let play = AssertUnwindSafe(|| script(number, attempt));
                     // The panic was reported as it happened; the test fails once it is over, if not before.
                     let panicked = catch_unwind(play).is_err();
-                    lock(&log).panicked |= panicked;
+                    let mut log = lock(&log);
+                    log.panicked |= panicked;
+                    log.playing.remove(&number);
                 });
             }
         });
@@ -70,13 +79,25 @@ impl Scripted {
 
 impl Drop for Scripted {
     fn drop(&mut self) {
-        let mut log = lock(&self.log);
-        log.over = true;
-        let panicked = log.panicked;
-        drop(log);
+        lock(&self.log).over = true;
         // Wakes the listener, so that it sees that it is over.
         drop(TcpStream::connect(self.addr));
+        // A connection that the client has left behind may have its fault still to report. Should the newest one's
+        // script fail, the client would have noticed.
+        let deadline = Instant::now() + LAST_WORDS;
+        while !thread::panicking() && lock(&self.log).is_behind() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let panicked = lock(&self.log).panicked;
         assert!(!panicked || thread::panicking(), "the script panicked");
+    }
+}
+
+impl Log {
+    /// Whether the script of an attempt plays that was not the last one.
+    fn is_behind(&self) -> bool {
+        let first = self.playing.first();
+        first.is_some_and(|number| number + 1 < self.attempts.len())
     }
 }
 
