@@ -88,6 +88,7 @@ impl Exposure {
 
 /// A snapshot that commands are looked up in without a lock.
 pub(super) struct Registry {
+    version: u64,
     registered: Table<Registered>,
     global: Vec<Middleware>,
     exposures: Vec<Exposure>,
@@ -100,6 +101,7 @@ impl Registry {
     /// Built-ins are there from the start, under their full names.
     fn new(dialect: Dialect) -> Self {
         let mut registry = Self {
+            version: 0,
             registered: Table::default(),
             global: Vec::new(),
             exposures: Vec::new(),
@@ -183,7 +185,7 @@ impl Registry {
     }
 }
 
-/// The registry as it is now, and a number that tells connections when their snapshot is stale.
+/// The registry as it is now, and its number, which tells connections without a lock when their snapshot is stale.
 pub(super) struct Registrations {
     current: RwLock<Arc<Registry>>,
     version: AtomicU64,
@@ -197,8 +199,10 @@ impl Registrations {
         }
     }
 
-    pub(super) fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    /// Is this snapshot the newest? It brings its own number: one read apart from it could be a later one's, and pass the
+    /// snapshot off as that.
+    pub(super) fn is_current(&self, snapshot: &Registry) -> bool {
+        self.version.load(Ordering::Acquire) == snapshot.version
     }
 
     pub(super) fn snapshot(&self) -> Arc<Registry> {
@@ -210,6 +214,7 @@ impl Registrations {
     fn change(&self, change: impl FnOnce(&mut Registry)) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let mut registry = Registry {
+            version: current.version + 1,
             registered: current.registered.clone(),
             global: current.global.clone(),
             exposures: current.exposures.clone(),
@@ -218,8 +223,8 @@ impl Registrations {
         };
         change(&mut registry);
         registry.compose();
+        self.version.store(registry.version, Ordering::Release);
         *current = Arc::new(registry);
-        self.version.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn add_middleware(&self, middleware: Middleware) {
@@ -334,5 +339,21 @@ impl std::fmt::Debug for Expose<'_> {
             .field("kind", &self.kind)
             .field("pattern", &self.pattern)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Registrations;
+    use crate::protocol::Dialect;
+
+    #[test]
+    fn a_snapshot_is_stale_from_the_first_change_on() {
+        let registrations = Registrations::new(Dialect::MESH);
+        let before = registrations.snapshot();
+        assert!(registrations.is_current(&before));
+        registrations.change(|_| {});
+        assert!(!registrations.is_current(&before));
+        assert!(registrations.is_current(&registrations.snapshot()));
     }
 }

@@ -46,7 +46,6 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
     };
     let (end, socket, outgoing) = Loop {
         registry: server.registrations.snapshot(),
-        registry_version: server.registrations.version(),
         session: Arc::new(session),
         socket: Some(socket),
         spare: None,
@@ -236,7 +235,6 @@ struct Loop {
     /// `None` once the loop has ended.
     socket: Option<Box<dyn Socket>>,
     registry: Arc<Registry>,
-    registry_version: u64,
     /// The call of the last command, for the next.
     spare: Option<Arc<Call>>,
     /// What the machine handed out and the socket has not taken.
@@ -387,16 +385,13 @@ impl Loop {
         let Self {
             session,
             registry,
-            registry_version,
             spare,
             backlog,
             ..
         } = self;
         let server = &session.server.inner;
-        let version = server.registrations.version();
-        if version != *registry_version {
+        if !server.registrations.is_current(registry) {
             *registry = server.registrations.snapshot();
-            *registry_version = version;
         }
         let waker = cx.waker();
         let mut cx = Context::from_waker(waker);
