@@ -248,7 +248,11 @@ impl Connection {
             frame
         };
         // What was asked for is let in while the queue is within its limit, even if it goes over it: several long replies are no fault.
-        let reply_max = self.config.limits.queue_bytes_max + frame.len();
+        let reply_max = self
+            .config
+            .limits
+            .queue_bytes_max
+            .saturating_add(frame.len());
         let accepted = matches!(
             self.send_within(frame, reply_max, now),
             Delivery::Queued | Delivery::Wake

@@ -29,7 +29,7 @@ impl Outbox {
 
     /// Queues a frame unless that would exceed `bytes_max`. An empty queue admits any one frame.
     pub(super) fn push(&mut self, frame: TextFrame, bytes_max: usize) -> Result<(), SlowPeer> {
-        if self.bytes() > 0 && self.bytes() + frame.len() > bytes_max {
+        if self.bytes() > 0 && self.bytes().saturating_add(frame.len()) > bytes_max {
             return Err(SlowPeer);
         }
         self.queued += frame.len();

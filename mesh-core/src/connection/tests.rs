@@ -474,6 +474,19 @@ fn an_empty_queue_admits_any_one_message() {
 }
 
 #[test]
+fn a_queue_without_a_limit_is_no_panic() {
+    let mut peer = limited(|limits| limits.queue_bytes_max = usize::MAX);
+    for id in 0..3 {
+        let token = peer.command(id);
+        assert!(peer.reply(token, id));
+        assert_ne!(
+            peer.machine.handle_event(event(100), peer.now),
+            Delivery::Overflow
+        );
+    }
+}
+
+#[test]
 fn reading_pauses_at_the_limits_and_goes_on_below_them() {
     let mut peer = limited(|limits| {
         limits.in_flight_bytes_max = 64;
