@@ -190,9 +190,6 @@ pub struct Admission {
 
 impl Admission {
     pub(super) fn take(server: &Arc<Inner>, remote: Option<SocketAddr>) -> Result<Self, Refusal> {
-        if server.stopping.is_set() {
-            return Err(Refusal::unavailable("the server shuts down"));
-        }
         let max = server.config.limits.connections_max.unwrap_or(usize::MAX);
         let before = server.admitted.fetch_add(1, Ordering::AcqRel);
         // From here on the place is given back when this is dropped.
@@ -201,6 +198,10 @@ impl Admission {
             metadata: None,
             server: Arc::clone(server),
         };
+        // Asked with the place taken: a shutdown that is not seen here sees the place, and waits for it.
+        if server.stopping.is_set() {
+            return Err(Refusal::unavailable("the server shuts down"));
+        }
         if before >= max {
             return Err(Refusal::unavailable("the server is full"));
         }
