@@ -80,6 +80,8 @@ pub(super) struct Inner {
     /// Connections that hold a place, from the handshake to the end of their cleanup; handlers may run on a while.
     pub(super) admitted: AtomicUsize,
     pub(super) stopping: super::shutdown::Stopping,
+    /// Held while a shutdown is under way; true once one has come to its end.
+    pub(super) ending: futures_util::lock::Mutex<bool>,
     pub(super) drain_time: Duration,
     pub(super) assign_id: bool,
     pub(super) client_metadata: bool,
@@ -130,6 +132,7 @@ impl Inner {
             counters: Counters::default(),
             admitted: AtomicUsize::new(0),
             stopping: super::shutdown::Stopping::default(),
+            ending: futures_util::lock::Mutex::default(),
             drain_time: parts.drain_time,
             assign_id: parts.assign_id,
             client_metadata: parts.client_metadata,

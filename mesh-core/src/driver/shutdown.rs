@@ -44,17 +44,15 @@ impl Stopping {
         self.state().set
     }
 
-    /// True if it had not begun before.
-    fn set(&self) -> bool {
-        let (first, waiting) = {
+    fn set(&self) {
+        let waiting = {
             let mut state = self.state();
-            let first = !std::mem::replace(&mut state.set, true);
-            (first, std::mem::take(&mut state.waiting))
+            state.set = true;
+            std::mem::take(&mut state.waiting)
         };
         for waker in waiting.into_values() {
             waker.wake();
         }
-        first
     }
 
     pub(super) fn wait(&self) -> Wait<'_> {
@@ -108,10 +106,13 @@ impl MeshServer {
     /// The backend could not be told. Everything else happened.
     pub async fn shutdown(&self) -> Result<(), super::ServerError> {
         let server = &self.inner;
-        let first = server.stopping.set();
-        if first {
-            close_all(server).await;
+        server.stopping.set();
+        // Whoever calls while another call is under way waits for it; one that was dropped half-way is taken up again.
+        let mut is_over = server.ending.lock().await;
+        if *is_over {
+            return Ok(());
         }
+        close_all(server).await;
         let give_up =
             server.runtime.now() + server.drain_time + 2 * server.config.limits.close_time_max;
         while server.admitted.load(std::sync::atomic::Ordering::Acquire) > 0
@@ -119,12 +120,10 @@ impl MeshServer {
         {
             pause(server, POLL).await;
         }
-        if first {
-            let told = server.ask(Op::CloseInstance).await;
-            server.timers.close();
-            told?;
-        }
-        Ok(())
+        let told = server.ask(Op::CloseInstance).await;
+        server.timers.close();
+        *is_over = true;
+        told.map(drop)
     }
 
     /// Resolves when [`shutdown`](Self::shutdown) has been called: what accepts connections ends then.
@@ -177,7 +176,7 @@ mod tests {
             assert_eq!((&mut waits).now_or_never(), None);
             assert_eq!(stopping.state().waiting.len(), 1);
         }
-        assert!(stopping.set());
+        stopping.set();
         assert_eq!(waits.now_or_never(), Some(()));
         assert!(stopping.state().waiting.is_empty());
     }

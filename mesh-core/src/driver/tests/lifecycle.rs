@@ -470,6 +470,29 @@ fn a_shutdown_delivers_what_is_in_flight_and_tells_everybody() {
 }
 
 #[test]
+fn a_second_shutdown_waits_for_the_first_and_takes_up_one_that_was_given_up() {
+    use futures_util::FutureExt;
+    let sim = Sim::new();
+    let (server, mood, witness) = moody(&sim, MeshServer::builder());
+    let client = sim.connect(&server);
+    mood.slow.lock().unwrap().push("CloseInstance");
+    let given_up = {
+        let server = server.clone();
+        sim.wait(async move { server.shutdown().now_or_never() })
+    };
+    assert_eq!(given_up, None);
+    let (first, second) = (shut_down(&sim, &server), shut_down(&sim, &server));
+    assert_eq!(client.close_code(), Some(1001));
+    sim.advance(5 * SECOND);
+    assert!(!first.is_done() && !second.is_done());
+    mood.gate.open();
+    sim.run();
+    assert_eq!(first.take(), Some(Ok(())));
+    assert_eq!(second.take(), Some(Ok(())));
+    assert_eq!(all_ids(&sim, &witness), []);
+}
+
+#[test]
 fn a_shutdown_waits_for_no_handler_whose_client_is_gone() {
     let sim = Sim::new();
     let server = sim.server();
