@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     ops::Deref,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -153,24 +154,31 @@ impl Call {
         self.shared().payload.take()
     }
 
-    pub(super) fn finish(&self, outcome: &Outcome) {
+    /// Tells everybody who wants to know; a panic of one skips none of the others. True if nobody panicked.
+    pub(super) fn finish(&self, outcome: &Outcome) -> bool {
+        let mut all = true;
         for middleware in &self.command.middleware {
             if let Middleware::Interceptor(interceptor) = middleware {
-                interceptor.after(self, outcome);
+                all &= is_calm(|| interceptor.after(self, outcome));
             }
         }
-        if !self.hooked.load(Ordering::Acquire) {
-            return;
+        if self.hooked.load(Ordering::Acquire) {
+            let hooks = std::mem::take(&mut self.shared().hooks);
+            for hook in hooks {
+                all &= is_calm(|| hook(outcome));
+            }
         }
-        let hooks = std::mem::take(&mut self.shared().hooks);
-        for hook in hooks {
-            hook(outcome);
-        }
+        all
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Runs the application's code; false if it panicked.
+fn is_calm(run: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(run)).is_ok()
 }
 
 impl<P> Deref for Context<P> {

@@ -102,8 +102,11 @@ impl Running {
                 true
             }
         };
-        let outcome = if replied { outcome } else { Outcome::Abandoned };
-        if catch_unwind(AssertUnwindSafe(|| self.call.finish(&outcome))).is_err() {
+        self.conclude(&if replied { outcome } else { Outcome::Abandoned });
+    }
+
+    fn conclude(&self, outcome: &Outcome) {
+        if !self.call.finish(outcome) {
             self.report_panic();
         }
     }
@@ -135,7 +138,7 @@ impl Running {
             match answer {
                 Ok(Ok(answer)) => self.finish(answer, now),
                 Ok(Err(_)) => self.panicked(now),
-                Err(_) => self.call.finish(&Outcome::Abandoned),
+                Err(_) => self.conclude(&Outcome::Abandoned),
             }
         }));
     }

@@ -1,15 +1,18 @@
 //! Commands, middleware and what becomes of them.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::driver::{
-    CommandError, Context, Fault, MeshServer, Outcome, Payload,
+    Call, CommandError, Context, Fault, Interceptor, MeshServer, Outcome, Payload,
     testkit::{Gate, Sim},
 };
 
@@ -301,6 +304,40 @@ fn the_outcome_is_told_after_the_reply() {
     gate.open();
     sim.run();
     assert_eq!(journal.take(), ["abandoned"]);
+}
+
+#[test]
+fn a_panic_of_one_who_is_told_the_outcome_skips_none_of_the_others() {
+    struct Panics;
+    impl Interceptor for Panics {
+        fn after(&self, _: &Call, _: &Outcome) {
+            panic!("on purpose");
+        }
+    }
+    let sim = Sim::new();
+    let server = sim.server();
+    let journal = Journal::default();
+    server.add_interceptor(Panics);
+    let noted = journal.clone();
+    server.add_middleware(move |ctx: Context| {
+        let noted = noted.clone();
+        ctx.on_outcome(|_| panic!("on purpose"));
+        ctx.on_outcome(move |outcome| noted.note(format!("{outcome:?}")));
+        async { Ok(()) }
+    });
+    server.register_command("never", async |_: Context| -> Result<(), CommandError> {
+        std::future::pending().await
+    });
+    let mut client = sim.connect(&server);
+    assert_eq!(client.call("mesh/noop", json!({})), true);
+    assert_eq!(journal.take(), ["Reply"]);
+    client.send("never", json!({}));
+    sim.run();
+    client.vanish();
+    // The handler is dropped once its time is over, which is told just as well.
+    sim.advance(Duration::from_secs(11));
+    assert_eq!(journal.take(), ["Abandoned"]);
+    assert_eq!(server.metrics().handler_panics_total, 2);
 }
 
 #[test]
