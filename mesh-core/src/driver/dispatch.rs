@@ -98,7 +98,11 @@ impl Running {
         let replied = match frame {
             Some(frame) => shared.reply(token, name, frame, now),
             None => {
-                shared.lock().running.remove(&token);
+                // It was replied to before it was known to run.
+                let mut state = shared.lock();
+                if state.running.remove(&token).is_some() {
+                    state.wake();
+                }
                 true
             }
         };
