@@ -188,7 +188,7 @@ pub enum Op {
     /// Changes the metadata of a connection, of whatever instance, and tells the result; where the connection is
     /// unknown nothing is changed and the answer is `None`. → [`Reply::Changed`]
     ///
-    /// A merge can fail with [`BackendError::TooLong`].
+    /// Anything but a replacement as a whole can fail with [`BackendError::TooLong`].
     SetConnectionMetadata {
         /// The connection.
         connection: ConnectionId,
@@ -197,7 +197,7 @@ pub enum Op {
     },
     /// Changes a room's metadata, and tells the result. The room need not exist. → [`Reply::Changed`]
     ///
-    /// A merge can fail with [`BackendError::TooLong`].
+    /// Anything but a replacement as a whole can fail with [`BackendError::TooLong`].
     SetRoomMetadata {
         /// The room.
         room: Name,
@@ -229,6 +229,14 @@ pub enum MetadataChange {
     Merge(Json),
     /// The value replaces what is stored.
     Replace(Json),
+    /// The object replaces what is stored, but under these keys stays what is stored there, or nothing, whatever the object says;
+    /// as one step. A value that is no object counts as an empty one.
+    ReplaceExcept {
+        /// The object.
+        json: Json,
+        /// The keys.
+        keys: Vec<Name>,
+    },
 }
 
 /// The answer to an [`Op`].

@@ -2,7 +2,7 @@
 //!
 //! What is not exposed answers exactly as what does not exist.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use futures_channel::oneshot;
 use serde_json::value::RawValue;
@@ -268,15 +268,10 @@ impl BuiltinCall<'_> {
         let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
         let replace = request.options.unwrap_or_default().strategy == MetadataStrategy::Replace;
         let authenticated = self.ctx.connection.shared.authenticated.as_ref();
-        let current = server.local_metadata(self.ctx.connection.id()).flatten();
-        let wished = request.metadata.get();
-        let Some(change) = client_change(wished, replace, authenticated, current.as_ref()) else {
+        let wished = request.metadata.get().into();
+        let wished = metadata::checked(wished, server.config.limits.metadata_bytes_max)?;
+        let Some(change) = client_change(wished, replace, authenticated) else {
             return self.reply(&SuccessReply { success: false });
-        };
-        let max = server.config.limits.metadata_bytes_max;
-        let change = match change {
-            MetadataChange::Merge(json) => MetadataChange::Merge(metadata::checked(json, max)?),
-            MetadataChange::Replace(json) => MetadataChange::Replace(metadata::checked(json, max)?),
         };
         server
             .change_metadata(self.ctx.connection.id(), change)
@@ -285,37 +280,30 @@ impl BuiltinCall<'_> {
     }
 }
 
-/// What a client's wish comes to: the keys that `authenticate` set are the server's and stay as they are now, which may be
-/// another value than then, or none. `None` where all of the document is the server's.
+/// What a client's wish comes to: the keys that `authenticate` set are the server's and stay as they are when the change is made,
+/// which may be another value than at the upgrade, or none. `None` where all of the document is the server's.
 fn client_change(
-    wished: &str,
+    wished: Json,
     replace: bool,
     authenticated: Option<&Json>,
-    current: Option<&Json>,
 ) -> Option<MetadataChange> {
-    use serde_json::{Map, Value};
-    let change = |json: Json| {
-        if replace {
-            MetadataChange::Replace(json)
-        } else {
-            MetadataChange::Merge(json)
-        }
-    };
+    type Keys<'a> = BTreeMap<String, &'a RawValue>;
     let Some(authenticated) = authenticated else {
-        return Some(change(wished.into()));
+        return Some(if replace {
+            MetadataChange::Replace(wished)
+        } else {
+            MetadataChange::Merge(wished)
+        });
     };
-    let Value::Object(fixed) = serde_json::from_str(authenticated).ok()? else {
-        return None;
-    };
-    let mut wished: Map<String, Value> = serde_json::from_str(wished).ok()?;
-    wished.retain(|key, _| !fixed.contains_key(key));
-    if replace
-        && let Some(Ok(Value::Object(current))) = current.map(|json| serde_json::from_str(json))
-    {
-        let kept = current.into_iter();
-        wished.extend(kept.filter(|(key, _)| fixed.contains_key(key)));
+    let fixed: Keys<'_> = serde_json::from_str(authenticated).ok()?;
+    let mut keys: Keys<'_> = serde_json::from_str(&wished).ok()?;
+    if replace {
+        let keys = fixed.into_keys().map(Into::into).collect();
+        return Some(MetadataChange::ReplaceExcept { json: wished, keys });
     }
-    Some(change(Value::Object(wished).to_string().into()))
+    keys.retain(|key, _| !fixed.contains_key(key));
+    let wished = serde_json::to_string(&keys).ok()?;
+    Some(MetadataChange::Merge(wished.into()))
 }
 
 fn history_reply(history: &[bytes::Bytes]) -> HistoryReply<'_> {
@@ -386,24 +374,18 @@ mod tests {
     #[test]
     fn what_authenticate_set_stays() {
         let fixed = Some(r#"{"userId":1}"#.into());
-        let now = Some(r#"{"userId":3,"old":1}"#.into());
-        let wish = r#"{"userId":2,"name":"x"}"#;
-        let merge = client_change(wish, false, fixed.as_ref(), now.as_ref());
-        assert_eq!(merge, Some(MetadataChange::Merge(r#"{"name":"x"}"#.into())));
-        let change = client_change(wish, true, fixed.as_ref(), now.as_ref());
-        let Some(MetadataChange::Replace(json)) = change else {
-            panic!("{change:?}");
+        let change = |wish: &str, replace| client_change(wish.into(), replace, fixed.as_ref());
+        let wish = r#"{"userId":2,"name":1.50}"#;
+        let merge = MetadataChange::Merge(r#"{"name":1.50}"#.into());
+        assert_eq!(change(wish, false), Some(merge));
+        let except = MetadataChange::ReplaceExcept {
+            json: wish.into(),
+            keys: vec!["userId".into()],
         };
-        let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(json, serde_json::json!({"userId": 3, "name": "x"}));
-        assert_eq!(client_change("[1]", true, fixed.as_ref(), None), None);
-        assert_eq!(
-            client_change("{}", false, Some("7".into()).as_ref(), None),
-            None
-        );
-        assert_eq!(
-            client_change("[1]", false, None, None),
-            Some(MetadataChange::Merge("[1]".into()))
-        );
+        assert_eq!(change(wish, true), Some(except));
+        assert_eq!(change("[1]", true), None);
+        assert_eq!(client_change("{}".into(), false, Some(&"7".into())), None);
+        let merge = MetadataChange::Merge("[1]".into());
+        assert_eq!(client_change("[1]".into(), false, None), Some(merge));
     }
 }

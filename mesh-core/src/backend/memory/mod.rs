@@ -68,9 +68,9 @@ impl MemoryCluster {
         Self::default()
     }
 
-    /// An empty cluster, in which a merge makes no metadata document longer than this, in bytes.
+    /// An empty cluster, in which no change key by key makes a metadata document longer than this, in bytes.
     ///
-    /// Servers check what they are given, but only the store sees what a merge makes of it. The default is
+    /// Servers check what they are given, but only the store sees what such a change makes of it. The default is
     /// that of [`Limits::metadata_bytes_max`](crate::protocol::Limits::metadata_bytes_max).
     pub fn with_metadata_bytes_max(bytes: usize) -> Self {
         let store = Store::with_metadata_bytes_max(bytes);

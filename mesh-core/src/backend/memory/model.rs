@@ -6,7 +6,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use proptest::{collection::vec, option, prelude::*, sample::select};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{select, subsequence},
+};
 use serde_json::Value;
 
 use super::*;
@@ -276,23 +281,36 @@ impl Model {
 }
 
 fn change_of(old: Option<&Json>, change: MetadataChange) -> Result<Json, BackendError> {
-    let new = match change {
-        MetadataChange::Replace(new) => return Ok(new),
-        MetadataChange::Merge(new) => new,
-    };
     let old = old.map(|old| serde_json::from_str(old).unwrap());
-    let merged = match (old, serde_json::from_str(&new).unwrap()) {
-        (Some(Value::Object(mut old)), Value::Object(new)) => {
-            old.extend(new);
-            Json::from(Value::Object(old).to_string())
+    let changed = match change {
+        MetadataChange::Replace(new) => return Ok(new),
+        MetadataChange::Merge(new) => match (old, serde_json::from_str(&new).unwrap()) {
+            (Some(Value::Object(mut old)), Value::Object(new)) => {
+                old.extend(new);
+                Json::from(Value::Object(old).to_string())
+            }
+            _ => new,
+        },
+        MetadataChange::ReplaceExcept { json, keys } => {
+            let mut new = serde_json::from_str(&json).unwrap();
+            if !matches!(new, Value::Object(_)) {
+                new = Value::Object(serde_json::Map::new());
+            }
+            let new_keys = new.as_object_mut().unwrap();
+            for key in keys {
+                match old.as_ref().and_then(|old| old.get(&*key)) {
+                    Some(kept) => new_keys.insert(key.to_string(), kept.clone()),
+                    None => new_keys.remove(&*key),
+                };
+            }
+            Json::from(new.to_string())
         }
-        _ => new,
     };
-    let (len, max) = (merged.len(), METADATA_BYTES_MAX);
+    let (len, max) = (changed.len(), METADATA_BYTES_MAX);
     if len > max {
         Err(BackendError::TooLong { len, max })
     } else {
-        Ok(merged)
+        Ok(changed)
     }
 }
 
@@ -342,7 +360,11 @@ fn json() -> impl Strategy<Value = Json> {
 fn change() -> impl Strategy<Value = MetadataChange> {
     prop_oneof![
         json().prop_map(MetadataChange::Replace),
-        json().prop_map(MetadataChange::Merge)
+        json().prop_map(MetadataChange::Merge),
+        (json(), subsequence(vec!["a", "b"], 0..=2)).prop_map(|(json, keys)| {
+            let keys = keys.into_iter().map(Into::into).collect();
+            MetadataChange::ReplaceExcept { json, keys }
+        })
     ]
 }
 

@@ -9,7 +9,7 @@ use super::{
         BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply,
         Topic,
     },
-    merge::{is_null, merge},
+    merge::{is_null, merge, replace_except},
     usage,
 };
 use crate::protocol::Limits;
@@ -75,7 +75,7 @@ impl Store {
         Self::with_metadata_bytes_max(Limits::default().metadata_bytes_max)
     }
 
-    /// An empty store, in which a merge makes no metadata document longer than this, in bytes.
+    /// An empty store, in which no change key by key makes a metadata document longer than this, in bytes.
     pub fn with_metadata_bytes_max(bytes: usize) -> Self {
         Self {
             metadata_bytes_max: bytes,
@@ -420,17 +420,16 @@ fn holds(instance: &InstanceId, connection: &ConnectionId) -> bool {
 
 /// What a document becomes.
 fn changed(old: Option<&Json>, change: MetadataChange, max: usize) -> Result<Json, BackendError> {
-    match change {
-        MetadataChange::Replace(new) => Ok(new),
-        MetadataChange::Merge(new) => {
-            let result = merge(old, new);
-            let len = result.len();
-            if len > max {
-                Err(BackendError::TooLong { len, max })
-            } else {
-                Ok(result)
-            }
-        }
+    let result = match change {
+        MetadataChange::Replace(new) => return Ok(new),
+        MetadataChange::Merge(new) => merge(old, new),
+        MetadataChange::ReplaceExcept { json, keys } => replace_except(old, &json, &keys),
+    };
+    let len = result.len();
+    if len > max {
+        Err(BackendError::TooLong { len, max })
+    } else {
+        Ok(result)
     }
 }
 

@@ -444,6 +444,37 @@ fn what_authenticate_set_no_client_resets() {
 }
 
 #[test]
+fn a_clients_metadata_does_not_undo_a_change_of_the_server_that_is_under_way() {
+    use crate::driver::{Accept, FrontDoor};
+    let sim = Sim::new();
+    let (backend, mood) = Moody::new(&MemoryCluster::new());
+    let builder = MeshServer::builder().backend(backend).client_metadata(true);
+    let server = sim.build(
+        builder.authenticate(async |_| Ok(Accept::with_metadata(&json!({"role": "admin"}))?)),
+    );
+    let upgrade = super::front_door::upgrade(&[]);
+    let door = on!(sim, server, |s| s.handle_request(upgrade, None));
+    let FrontDoor::Upgrade { admission, .. } = door else {
+        panic!("{door:?}");
+    };
+    let mut client = sim.serve(&server, admission);
+    mood.slow.lock().unwrap().push("SetConnectionMetadata");
+    let (id, s) = (client.id.clone(), server.clone());
+    let user = json!({"role": "user"});
+    let changed = sim.start(async move { s.connections().merge_metadata(id, &user).await });
+    let payload = json!({"metadata": {"mood": 1}, "options": {"strategy": "replace"}});
+    client.send("mesh/set-my-connection-metadata", payload);
+    sim.run();
+    mood.gate.open();
+    sim.run();
+    assert_eq!(changed.take(), Some(Ok(())));
+    assert_eq!(
+        client.call("mesh/get-my-connection-metadata", json!({})),
+        json!({"metadata": {"role": "user", "mood": 1}})
+    );
+}
+
+#[test]
 fn rights_are_revoked_and_guards_asked_again() {
     let sim = Sim::new();
     let server = sim.server();
