@@ -35,6 +35,11 @@ pub enum Relay {
         /// The whole frame, JSON.
         text: String,
     },
+    /// End all room memberships of a connection of yours.
+    LeaveAllRooms {
+        /// The connection.
+        connection: ConnectionId,
+    },
     /// The metadata of a connection of yours changed in the store.
     MetadataChanged {
         /// The connection.
@@ -114,6 +119,10 @@ impl Relay {
                 put_ids(&mut out, connections);
                 put(&mut out, text);
             }
+            Self::LeaveAllRooms { connection } => {
+                out.put_u8(7);
+                put(&mut out, connection.as_str());
+            }
         }
         out.freeze()
     }
@@ -154,6 +163,9 @@ impl Relay {
             6 => Self::SendTo {
                 connections: input.ids()?,
                 text: input.text()?.to_owned(),
+            },
+            7 => Self::LeaveAllRooms {
+                connection: input.id()?,
             },
             _ => return None,
         };
@@ -233,6 +245,7 @@ mod tests {
                 }
             }),
             (ids(), ".{0,99}").prop_map(|(except, text)| Relay::Event { except, text }),
+            id().prop_map(|connection| Relay::LeaveAllRooms { connection }),
             id().prop_map(|connection| Relay::MetadataChanged { connection }),
             id().prop_map(|connection| Relay::RecheckGuards { connection }),
             (id(), ".{0,9}", any::<bool>()).prop_map(|(connection, name, room)| Relay::Revoke {

@@ -305,7 +305,8 @@ impl MeshServer {
         Ok(matches!(outcome, Outcome::Joined { new: true, .. }))
     }
 
-    /// Ends a membership. True if there was one. No event of the room reaches the connection after this.
+    /// Ends a membership. True if there was one. No event of the room reaches a connection of this server after this; the instance of
+    /// any other is told to deliver none.
     ///
     /// # Errors
     /// [`ServerError`]: the name is none, or the backend failed.
@@ -332,7 +333,7 @@ impl MeshServer {
         Ok(outcome == Outcome::Left(true))
     }
 
-    /// Ends all of a connection's room memberships.
+    /// Ends all of a connection's room memberships, wherever it lives; for one of another instance that instance is told to.
     ///
     /// # Errors
     /// The first failure; the other rooms were left all the same.
@@ -340,18 +341,12 @@ impl MeshServer {
         &self,
         connection: impl ConnectionRef,
     ) -> Result<(), ServerError> {
-        let id = connection.connection_id();
-        let mut result = Ok(());
-        for membership in self.inner.memberships(&id) {
-            if let Membership::Room(room) = membership {
-                let left = self
-                    .inner
-                    .request(&room, |shard, done| shard.leave(&room, id.clone(), done))
-                    .await;
-                result = result.and(left.map(drop));
-            }
+        let connection = connection.connection_id();
+        if self.inner.local(&connection).is_some() {
+            return self.inner.leave_all_rooms(&connection).await;
         }
-        result
+        self.tell_owner(&connection.clone(), Relay::LeaveAllRooms { connection })
+            .await
     }
 
     /// Is a connection a member of a room?

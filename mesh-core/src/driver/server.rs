@@ -471,6 +471,11 @@ impl Inner {
                     connection.shared.close(frame, self.runtime.now());
                 }
             }
+            (Topic::Instance(_), Relay::LeaveAllRooms { connection }) => {
+                if let Err(error) = self.leave_all_rooms(&connection).await {
+                    tracing::warn!(%connection, %error, "rooms were left here, but not in the backend");
+                }
+            }
             (Topic::Instance(_), Relay::MetadataChanged { connection }) => {
                 self.with_shard(connection.as_str(), |shard| {
                     shard.handle_metadata_changed(&connection);
@@ -528,6 +533,25 @@ impl Inner {
             tracing::warn!(%connection, ?what, %error, "a membership ended here, but not in the backend");
         }
         true
+    }
+
+    /// Ends all room memberships of a local connection. The first failure keeps none of the others.
+    pub(super) async fn leave_all_rooms(
+        self: &Arc<Self>,
+        connection: &ConnectionId,
+    ) -> Result<(), ServerError> {
+        let mut result = Ok(());
+        for membership in self.memberships(connection) {
+            if let Membership::Room(room) = membership {
+                let left = self
+                    .request(&room, |shard, done| {
+                        shard.leave(&room, connection.clone(), done);
+                    })
+                    .await;
+                result = result.and(left.map(drop));
+            }
+        }
+        result
     }
 
     /// Asks the guards again about everything that a local connection holds, and ends what they deny.

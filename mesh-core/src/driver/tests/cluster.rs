@@ -87,6 +87,23 @@ fn broadcasts_cross() {
 }
 
 #[test]
+fn all_rooms_of_a_connection_elsewhere_are_left() {
+    let mut pair = pair();
+    pair.join_both();
+    let ann = pair.ann.id.clone();
+    on!(pair, one, |s| s.add_to_room("q", ann)).unwrap();
+    let ann = pair.ann.id.clone();
+    on!(pair, two, |s| s.remove_from_all_rooms(ann)).unwrap();
+    pair.sim.run();
+    for (room, left) in [("r", 1), ("q", 0)] {
+        let members = on!(pair, two, |s| s.room_members(room)).unwrap();
+        assert_eq!(members.len(), left, "{room}");
+    }
+    on!(pair, two, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    assert_eq!(pair.events(), both(&[], &["hi 1"]));
+}
+
+#[test]
 fn room_events_cross_and_a_cleared_room_is_empty_everywhere() {
     let mut pair = pair();
     pair.join_both();
