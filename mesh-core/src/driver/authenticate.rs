@@ -73,12 +73,13 @@ impl Accept {
         Self::default()
     }
 
-    /// Lets the connection in with this metadata, which no client command can overwrite.
+    /// Lets the connection in with this metadata, which no client command can overwrite. `null` is none.
     ///
     /// # Errors
     /// The value has no JSON form.
     pub fn with_metadata<T: Serialize + ?Sized>(value: &T) -> Result<Self, EncodeError> {
         let metadata = Some(serde_json::to_string(value)?.into());
+        let metadata = metadata.filter(|json: &Json| &**json != "null");
         Ok(Self { metadata })
     }
 }

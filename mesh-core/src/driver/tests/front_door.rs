@@ -135,6 +135,12 @@ fn only_pages_of_allowed_origins_connect() {
 }
 
 #[test]
+fn metadata_that_is_null_is_none() {
+    assert_eq!(Accept::with_metadata(&json!(null)), Ok(Accept::new()));
+    assert_ne!(Accept::with_metadata(&json!({})), Ok(Accept::new()));
+}
+
+#[test]
 fn a_full_server_says_so_and_takes_the_next_when_one_has_gone() {
     let sim = Sim::new();
     let server = build(&sim, |builder| {
