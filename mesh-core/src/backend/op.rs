@@ -304,10 +304,10 @@ pub enum BackendError {
     /// The store cannot be reached; whether the operation took effect is unknown. Wire code `EUNAVAILABLE`.
     #[error("the backend cannot be reached: {0}")]
     Unavailable(String),
-    /// The connection is not, or no longer, an open one of this instance. Wire code `ENOTFOUND`.
+    /// The connection is not, or no longer, an open one of this instance. Wire code `ESERVER`.
     #[error("no such connection of this instance")]
     UnknownConnection,
-    /// The operation is not one this backend may get, such as a second [`Op::OpenInstance`].
+    /// The operation is not one this backend may get, such as a second [`Op::OpenInstance`]. Wire code `ESERVER`.
     #[error("the backend refuses the operation: {0}")]
     Usage(String),
 }

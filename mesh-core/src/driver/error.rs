@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// The backend failed. Wire code `EUNAVAILABLE`.
+    /// The backend failed. Wire code as [`BackendError`] tells: `EUNAVAILABLE` where it cannot be reached.
     #[error(transparent)]
     Backend(BackendError),
     /// The value is no JSON. Wire code `ESERVER`.
@@ -86,17 +86,35 @@ impl From<ServerError> for CommandError {
     fn from(error: ServerError) -> Self {
         let message = error.to_string();
         match error {
-            ServerError::Backend(_) => Self::unavailable(message),
+            ServerError::Backend(BackendError::Unavailable(_)) => Self::unavailable(message),
             ServerError::MembershipsFull(_) | ServerError::Overflow { .. } => {
                 Self::overload(message)
             }
             ServerError::MetadataTooLong { .. } | ServerError::Name { .. } => {
                 Self::invalid(message)
             }
-            ServerError::Encode(_)
+            ServerError::Backend(_)
+            | ServerError::Encode(_)
             | ServerError::Gone
             | ServerError::HistoryTooLong { .. }
             | ServerError::Shape(_) => Self::new(message),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BackendError, CommandError, ServerError};
+
+    #[test]
+    fn a_backend_error_has_the_code_that_it_tells() {
+        for (error, code) in [
+            (BackendError::TooLong { len: 2, max: 1 }, "EINVALID"),
+            (BackendError::Unavailable(String::new()), "EUNAVAILABLE"),
+            (BackendError::UnknownConnection, "ESERVER"),
+            (BackendError::Usage(String::new()), "ESERVER"),
+        ] {
+            assert_eq!(CommandError::from(ServerError::from(error)).code(), code);
         }
     }
 }
