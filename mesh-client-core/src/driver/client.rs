@@ -16,14 +16,11 @@ use super::{
     connector::ConnectError,
     error::ClientError,
     hub::{self, CallbackGuard, Topic},
-    shared::{Handle, Shared, Token, expect},
+    shared::{CLOSE_WAITERS_MAX, Handle, Shared, Token, expect},
     streams::{Events, Notices},
     subscription::SubscribeCall,
 };
 use crate::{Outcome, Stats, Status};
-
-/// Callers that wait for a close at once; over it `close` does not wait.
-const CLOSE_WAITERS_MAX: usize = 1_000;
 
 /// A client of a mesh server. Clones are handles to the same client.
 ///

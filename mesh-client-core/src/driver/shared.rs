@@ -24,6 +24,9 @@ use super::{
 };
 use crate::{Client, Outcome, SubscriptionId};
 
+/// Callers that wait for a close at once; over it `close` does not wait.
+pub(crate) const CLOSE_WAITERS_MAX: usize = 1_000;
+
 /// A mutex whose poison is of no account: whoever holds it changes nothing that a panic could leave half done.
 #[derive(Debug, Default)]
 pub(crate) struct Lock<T>(Mutex<T>);

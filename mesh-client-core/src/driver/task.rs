@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_channel::oneshot;
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, header::AUTHORIZATION};
 use mesh_core::{
@@ -22,7 +23,7 @@ use super::{
     connector::{ConnectError, ConnectRequest, Connector},
     error::ClientError,
     hub::panic_message,
-    shared::{Shared, Token},
+    shared::{CLOSE_WAITERS_MAX, Shared, Token},
     subscription::{ChannelEvent, SubscriptionEnd},
 };
 use crate::{Action, Status, SubscriptionId};
@@ -49,6 +50,7 @@ pub(crate) struct Driver {
     attempt: Option<(u64, Attempt)>,
     open: Option<Open>,
     closing: VecDeque<Closing>,
+    waiting: Vec<oneshot::Sender<()>>, // for `closing` to be empty
     timer: Option<Alarm>,
     actions: VecDeque<Action<Token>>,
 }
@@ -87,6 +89,7 @@ impl Driver {
             attempt: None,
             open: None,
             closing: VecDeque::new(),
+            waiting: Vec::new(),
             timer: None,
             actions: VecDeque::new(),
         }
@@ -100,6 +103,9 @@ impl Driver {
             while let Some(action) = state.client.poll_action() {
                 self.actions.push_back(action);
             }
+            // With their actions, so that what they wait for is in `closing` before anybody looks.
+            let room = CLOSE_WAITERS_MAX.saturating_sub(self.waiting.len());
+            self.waiting.extend(state.closing.drain(..).take(room));
             drop(state);
             if self.actions.is_empty() {
                 self.actions.shrink_to(ROOM_KEPT);
@@ -346,9 +352,9 @@ impl Driver {
         let now = self.shared.runtime.now();
         let before = self.closing.len();
         self.closing.retain_mut(|closing| !closing.poll(cx, now));
-        if self.closing.is_empty() && self.open.is_none() {
-            let waiting = std::mem::take(&mut self.shared.state.lock().closing);
-            for waiter in waiting {
+        // A socket that was opened since then is none of their business.
+        if self.closing.is_empty() {
+            for waiter in std::mem::take(&mut self.waiting) {
                 // Who has stopped waiting does not care.
                 waiter.send(()).unwrap_or(());
             }

@@ -658,6 +658,21 @@ fn close_waits_for_the_socket_at_most_two_seconds_and_the_client_can_come_back()
 }
 
 #[test]
+fn close_does_not_wait_for_a_socket_that_was_opened_since() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.wire(0).block(true);
+    let start = sim.now();
+    let mut closing = Box::pin(client.close());
+    assert!(closing.as_mut().now_or_never().is_none());
+    sim.settle();
+    sim.block_on(client.open()).unwrap();
+    sim.block_on(closing);
+    assert_eq!(sim.now() - start, 2 * SECOND);
+    assert!(net.wire(0).is_gone() && client.is_online());
+}
+
+#[test]
 fn a_socket_that_takes_nothing_holds_a_bounded_backlog() {
     let net = Net::kind();
     let (sim, client) = connect(&net);
