@@ -177,6 +177,8 @@ pub enum Status {
     Refused {
         /// The HTTP status.
         status: u16,
+        /// The answer's body, cut at a length that the adapter names.
+        body: String,
     },
     /// The server did not let the client back into a room after a reconnect; the room is no longer joined again.
     RoomRefused {
@@ -193,7 +195,7 @@ pub enum Status {
 }
 
 /// Why an attempt to connect failed, as far as it matters for what comes next.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Failure {
     /// No attempt with these options can succeed, such as a broken URL. Ends the client.
@@ -202,6 +204,8 @@ pub enum Failure {
     Refused {
         /// The HTTP status.
         status: u16,
+        /// The answer's body, for [`Status::Refused`].
+        body: String,
     },
     /// Anything else. Retried.
     Transient,

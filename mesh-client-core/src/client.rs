@@ -746,10 +746,11 @@ impl<T> Client<T> {
         match failure {
             Failure::Refused {
                 status: status @ (401 | 403),
-            } => self.end(Status::Refused { status }),
+                body,
+            } => self.end(Status::Refused { status, body }),
             Failure::Permanent => self.end(Status::ReconnectFailed),
             _ if self.config.fail_fast && !self.was_online => self.end(Status::ReconnectFailed),
-            Failure::Refused { status } => self.back_off(status == 503, now),
+            Failure::Refused { status, .. } => self.back_off(status == 503, now),
             Failure::Transient => self.back_off(false, now),
         }
     }

@@ -428,7 +428,11 @@ async fn a_refusal_is_final_and_says_why() {
         let waiting = client.command::<_, Value>("x", ()).into_future();
         let refused = patiently("an answer", client.open()).await;
         let body = "not you".to_owned();
-        assert_eq!(refused, Err(ConnectError::Refused { status, body }));
+        let expected = ConnectError::Refused {
+            status,
+            body: body.clone(),
+        };
+        assert_eq!(refused, Err(expected));
         assert_eq!(
             patiently("the end", waiting).await,
             Err(ClientError::Closed)
@@ -437,7 +441,10 @@ async fn a_refusal_is_final_and_says_why() {
             statuses.next().await,
             Some(Status::Connecting { attempt: 1 })
         );
-        assert_eq!(statuses.next().await, Some(Status::Refused { status }));
+        assert_eq!(
+            statuses.next().await,
+            Some(Status::Refused { status, body })
+        );
         let more = tokio::time::timeout(A_WHILE, statuses.next()).await;
         assert!(more.is_err(), "it goes on with {more:?}");
         assert_eq!(server.attempts().len(), 1);
@@ -454,7 +461,11 @@ async fn a_refusal_is_final_after_a_connection_too() {
     let mut statuses = client.on_status();
     let _ = patiently("an outcome", client.open()).await;
     status(&mut statuses, |status| {
-        (status == Status::Refused { status: 401 }).then_some(())
+        let refused = Status::Refused {
+            status: 401,
+            body: "not any more".to_owned(),
+        };
+        (status == refused).then_some(())
     })
     .await;
     let more = tokio::time::timeout(A_WHILE, statuses.next()).await;

@@ -76,11 +76,16 @@ fn how() -> impl Strategy<Value = How> {
     ]
 }
 
+fn refused(status: u16) -> Failure {
+    let body = String::new();
+    Failure::Refused { status, body }
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let failure = prop_oneof![
         4 => Just(Failure::Transient),
-        2 => Just(Failure::Refused { status: 503 }),
-        1 => Just(Failure::Refused { status: 401 }),
+        2 => Just(refused(503)),
+        1 => Just(refused(401)),
         1 => Just(Failure::Permanent),
     ];
     let code = prop_oneof![
@@ -306,7 +311,8 @@ impl World {
             Step::Fail(failure) => {
                 if let Wire::Connecting(attempt) = self.wire {
                     self.wire = Wire::None;
-                    self.client.handle_socket_failed(attempt, *failure, now);
+                    self.client
+                        .handle_socket_failed(attempt, failure.clone(), now);
                 }
             }
             Step::Gap(channel) => {

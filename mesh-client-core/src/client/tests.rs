@@ -518,10 +518,13 @@ fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
         let mut bench = Bench::new(|_| {});
         bench.client.handle_connect(1, bench.now);
         bench.actions();
-        bench
-            .client
-            .handle_socket_failed(1, Failure::Refused { status }, bench.now);
-        assert_eq!(bench.statuses(), [Status::Refused { status }]);
+        let body = "not you".to_owned();
+        let failure = Failure::Refused {
+            status,
+            body: body.clone(),
+        };
+        bench.client.handle_socket_failed(1, failure, bench.now);
+        assert_eq!(bench.statuses(), [Status::Refused { status, body }]);
         assert_eq!(bench.client.poll_timeout(), None);
     }
     let mut bench = Bench::new(|_| {});
@@ -529,7 +532,10 @@ fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
     for attempt in 1..20 {
         bench.actions();
         let failure = if attempt % 2 == 0 {
-            Failure::Refused { status: 503 }
+            Failure::Refused {
+                status: 503,
+                body: String::new(),
+            }
         } else {
             Failure::Transient
         };

@@ -91,7 +91,10 @@ impl ConnectError {
     /// What the machine has to know of it.
     pub(crate) fn failure(&self) -> Failure {
         match self {
-            Self::Refused { status, .. } => Failure::Refused { status: *status },
+            Self::Refused { status, body } => Failure::Refused {
+                status: *status,
+                body: body.clone(),
+            },
             Self::InvalidHeader(_) | Self::InvalidUrl(_) => Failure::Permanent,
             Self::Closed
             | Self::Handshake(_)
