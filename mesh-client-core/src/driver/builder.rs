@@ -238,10 +238,19 @@ fn check_url(url: &str) -> Result<(), ConnectError> {
     let is_websocket = url.parse().is_ok_and(|uri: Uri| {
         matches!(uri.scheme_str(), Some("ws" | "wss"))
             && uri.host().is_some_and(|host| !host.is_empty())
+            && (uri.port().is_some() || names_no_port(&uri))
     });
     is_websocket
         .then_some(())
         .ok_or_else(|| ConnectError::InvalidUrl(url.to_owned()))
+}
+
+/// A port that is no port, such as 65536, reads as none.
+fn names_no_port(uri: &Uri) -> bool {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let place = authority.rsplit('@').next().unwrap_or_default();
+    let behind = place.strip_prefix(uri.host().unwrap_or_default());
+    matches!(behind, Some("" | ":"))
 }
 
 #[cfg(test)]
@@ -254,6 +263,9 @@ mod tests {
             "ws://localhost:8080",
             "wss://example.org/a?b=c",
             "ws://[::1]:1",
+            "ws://[::1]",
+            "ws://localhost:",
+            "ws://1:2@1:11",
         ] {
             assert_eq!(check_url(url), Ok(()), "{url}");
         }
@@ -264,6 +276,9 @@ mod tests {
             "ws://",
             "ws:///path",
             "ws://a b",
+            "ws://localhost:65536",
+            "ws://user@[::1]:99999/path",
+            "ws://1:99991",
         ] {
             assert_eq!(
                 check_url(url),
