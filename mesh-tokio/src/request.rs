@@ -5,6 +5,7 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -12,7 +13,10 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout_at},
+};
 
 use crate::http::Upgraded;
 
@@ -21,6 +25,9 @@ const HEAD_BYTES_MAX: usize = 16 << 10;
 
 /// The longest body of a refusal that is kept, in bytes; the rest is left out.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
+
+/// The time that the body of a refusal has to come; what is not there then is left out.
+const REFUSAL_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// What a client got for its request to upgrade.
 #[derive(Debug)]
@@ -82,11 +89,13 @@ where
     }))
 }
 
-/// The first [`REFUSAL_BYTES_MAX`] bytes of `body`, or fewer where it breaks off: the status has already said what matters.
+/// The first [`REFUSAL_BYTES_MAX`] bytes of `body`, or fewer where it breaks off or has no end: the status has already said what
+/// matters.
 async fn read_start(mut body: Incoming) -> Bytes {
     let mut start = BytesMut::new();
+    let deadline = Instant::now() + REFUSAL_TIME_MAX;
     while start.len() < REFUSAL_BYTES_MAX
-        && let Some(Ok(frame)) = body.frame().await
+        && let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await
     {
         if let Ok(data) = frame.into_data() {
             let room = REFUSAL_BYTES_MAX - start.len();
@@ -155,6 +164,19 @@ mod tests {
                 Outcome::Refused(status, body) => {
                     assert_eq!(status, 401);
                     assert_eq!(body.len(), len.min(REFUSAL_BYTES_MAX));
+                }
+                upgraded @ Outcome::Upgraded(_) => panic!("{upgraded:?}"),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_counts_though_its_body_has_no_end() {
+        for head in ["", "content-length: 3\r\n"] {
+            let answer = format!("HTTP/1.1 401 Unauthorized\r\n{head}\r\nno");
+            match upgrade_against(answer.as_bytes()).await.unwrap() {
+                Outcome::Refused(status, body) => {
+                    assert_eq!((status.as_u16(), body.as_ref()), (401, b"no".as_slice()));
                 }
                 upgraded @ Outcome::Upgraded(_) => panic!("{upgraded:?}"),
             }
