@@ -50,7 +50,7 @@ impl TokioConnector {
         } else {
             ClientTls::from_der_roots(roots)
         };
-        let tls = tls.map_err(|error| ConnectError::Tls(error.to_string()))?;
+        let tls = tls.map_err(|error| ConnectError::InvalidRoot(error.to_string()))?;
         Ok(self.tls.get_or_init(|| tls))
     }
 

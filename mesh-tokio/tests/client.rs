@@ -278,6 +278,15 @@ mod tls {
     }
 
     #[tokio::test]
+    async fn a_root_that_is_no_certificate_is_an_error_and_not_tried_again() {
+        let (address, _root) = serve_tls(PATIENCE).await;
+        let url = format!("wss://localhost:{}", address.port());
+        let connecting = MeshClient::builder(&url).tls_root(*b"rubbish").connect();
+        let error = patiently("an outcome", connecting).await.unwrap_err();
+        assert!(matches!(error, ConnectError::InvalidRoot(_)), "{error:?}");
+    }
+
+    #[tokio::test]
     async fn a_tls_handshake_has_its_time_too() {
         let (address, _root) = serve_tls(Duration::from_millis(100)).await;
         let mut silent = TcpStream::connect(address).await.unwrap();

@@ -79,13 +79,14 @@ impl ClientBuilder {
         self
     }
 
-    /// Trusts a certificate (DER) as a root for `wss://`. May be called several times.
+    /// Trusts a certificate (DER) as a root for `wss://`, in place of the adapter's own roots. May be called several times. What is
+    /// no certificate fails at the end, as [`ConnectError::InvalidRoot`].
     pub fn tls_root(mut self, der: impl Into<Vec<u8>>) -> Self {
         self.tls_roots.push(der.into());
         self
     }
 
-    /// Trusts several certificates (DER) as roots for `wss://`.
+    /// Trusts several certificates (DER) as roots for `wss://`, as [`tls_root`](Self::tls_root) does.
     pub fn tls_roots<D: Into<Vec<u8>>>(mut self, roots: impl IntoIterator<Item = D>) -> Self {
         self.tls_roots.extend(roots.into_iter().map(Into::into));
         self

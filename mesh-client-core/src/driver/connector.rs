@@ -30,7 +30,7 @@ pub struct ConnectRequest {
     pub url: String,
     /// Headers to send with the upgrade, `Authorization` included.
     pub headers: HeaderMap,
-    /// Certificates (DER) to trust besides or in place of the adapter's own; empty: the adapter's default.
+    /// Certificates (DER) to trust in place of the adapter's own; empty: the adapter's default.
     pub tls_roots: Arc<[Vec<u8>]>,
     /// The longest message to take from the server, in bytes; over it the connection is closed with 1009.
     pub message_bytes_max: usize,
@@ -51,6 +51,9 @@ pub enum ConnectError {
     /// A header's name or value cannot be sent.
     #[error("the header {0:?} cannot be sent")]
     InvalidHeader(String),
+    /// A certificate that was given as a root is none.
+    #[error("a root certificate cannot be read: {0}")]
+    InvalidRoot(String),
     /// No URL of a WebSocket.
     #[error("{0:?} is no URL of a WebSocket")]
     InvalidUrl(String),
@@ -95,7 +98,9 @@ impl ConnectError {
                 status: *status,
                 body: body.clone(),
             },
-            Self::InvalidHeader(_) | Self::InvalidUrl(_) => Failure::Permanent,
+            Self::InvalidHeader(_) | Self::InvalidRoot(_) | Self::InvalidUrl(_) => {
+                Failure::Permanent
+            }
             Self::Closed
             | Self::Handshake(_)
             | Self::Io { .. }
