@@ -9,10 +9,11 @@ use std::{
 use ::http::{Request, Response};
 use bytes::Bytes;
 use mesh_client_core::driver::{ClientBuilder, ConnectError, MeshClient};
-use mesh_core::driver::{MeshServer, MeshServerBuilder, Runtime};
+use mesh_core::driver::{MeshServer, MeshServerBuilder, Runtime, inside};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, ToSocketAddrs},
+    runtime::Handle,
 };
 
 #[cfg(feature = "tls")]
@@ -250,7 +251,8 @@ pub trait ClientBuilderExt {
     /// ```
     ///
     /// # Errors
-    /// As [`connect`](Self::connect); [`ConnectError::Thread`] at once inside a tokio runtime, which it would block.
+    /// As [`connect`](Self::connect); [`ConnectError::Usage`] at once on a thread of a tokio runtime, or in any handler or callback of
+    /// mesh, which it would block.
     fn connect_blocking(self) -> Result<MeshClient, ConnectError>;
 }
 
@@ -270,12 +272,13 @@ impl ClientBuilderExt for ClientBuilder {
     }
 
     fn connect_blocking(self) -> Result<MeshClient, ConnectError> {
+        if inside::is_inside() || Handle::try_current().is_ok() {
+            return Err(ConnectError::Usage(
+                "connect_blocking would block an async task, a handler or a callback; await connect() instead",
+            ));
+        }
         let thread = |error: std::io::Error| ConnectError::Thread(error.to_string());
         let runtime = ThreadRuntime::start().map_err(thread)?;
-        if runtime.inside() {
-            let blocks = "connect_blocking would block an async task; await connect() instead";
-            return Err(ConnectError::Thread(blocks.to_owned()));
-        }
         let (done, is_done) = mpsc::sync_channel(1);
         let connecting = self.connect_on(runtime.clone(), Arc::new(TokioConnector::new()));
         runtime.spawn(Box::pin(async move {

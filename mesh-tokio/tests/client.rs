@@ -196,7 +196,7 @@ fn a_program_without_a_runtime_can_use_a_client() {
     assert_eq!(reply, 7);
 
     let inside = tokio.block_on(async { builder().connect_blocking() });
-    assert!(matches!(inside, Err(ConnectError::Thread(_))));
+    assert!(matches!(inside, Err(ConnectError::Usage(_))));
     let inside = tokio.block_on(async { client.command_blocking::<_, u32>("echo", 7, PATIENCE) });
     assert!(matches!(inside, Err(ClientError::Usage(_))));
 }

@@ -88,6 +88,9 @@ pub enum ConnectError {
     /// The token provider failed.
     #[error("no token: {0}")]
     Token(String),
+    /// The call is wrong where it stands; the text says what to do instead.
+    #[error("{0}")]
+    Usage(&'static str),
 }
 
 impl ConnectError {
@@ -98,9 +101,10 @@ impl ConnectError {
                 status: *status,
                 body: body.clone(),
             },
-            Self::InvalidHeader(_) | Self::InvalidRoot(_) | Self::InvalidUrl(_) => {
-                Failure::Permanent
-            }
+            Self::InvalidHeader(_)
+            | Self::InvalidRoot(_)
+            | Self::InvalidUrl(_)
+            | Self::Usage(_) => Failure::Permanent,
             Self::Closed
             | Self::Handshake(_)
             | Self::Io { .. }
