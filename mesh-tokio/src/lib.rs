@@ -67,18 +67,20 @@ pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerE
 pub use mesh_client_core::{
     Stats, Status,
     driver::{
-        Call, CallbackGuard, ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError,
-        Events, MeshClient, Notices, SubscribeCall, Subscription, SubscriptionEnd,
+        CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture,
+        ConnectError, EventError, Events, MeshClient, Notices, SubscribeCall, Subscription,
+        SubscriptionEnd,
     },
 };
 pub use mesh_core::{
     backend::{Backend, ConnectionId, InstanceId, MemoryCluster},
     driver::{
-        Accept, CloseCode, CloseFrame, CommandError, Connection, ConnectionRef, Connections,
+        Accept, Call, CloseCode, CloseFrame, CommandError, Connection, ConnectionRef, Connections,
         Context, Expose, Fault, FromPayload, Handler, Health, Interceptor, IntoPayload, Limits,
         Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern, PatternError,
-        Payload, Refusal, Registration, Rooms, ServerError, UpgradeRequest,
+        Payload, Refusal, Registration, Rooms, ServerError, Session, UpgradeRequest, Verdict,
     },
+    protocol::{Dialect, EncodeError},
 };
 pub use runtime::TokioRuntime;
 pub use stream::Io;

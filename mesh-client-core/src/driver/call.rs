@@ -26,7 +26,7 @@ type Decode<R> = fn(String) -> Result<R, ClientError>;
 ///
 /// Nothing is sent before that. Dropping the future does not take back what was sent.
 #[must_use = "nothing is sent before it is awaited"]
-pub struct Call<R> {
+pub struct CommandCall<R> {
     shared: Arc<Shared>,
     name: String,
     payload: Result<String, EncodeError>,
@@ -34,7 +34,7 @@ pub struct Call<R> {
     decode: Decode<R>,
 }
 
-impl<R> Call<R> {
+impl<R> CommandCall<R> {
     pub(crate) fn new<P: Serialize + ?Sized>(
         shared: &Arc<Shared>,
         name: &str,
@@ -104,17 +104,17 @@ pub(crate) fn read<R>(outcome: Outcome, name: &str, decode: Decode<R>) -> Result
     }
 }
 
-impl<R> IntoFuture for Call<R> {
+impl<R> IntoFuture for CommandCall<R> {
     type Output = Result<R, ClientError>;
-    type IntoFuture = CallFuture<R>;
+    type IntoFuture = CommandFuture<R>;
 
-    fn into_future(self) -> CallFuture<R> {
+    fn into_future(self) -> CommandFuture<R> {
         let (sender, receiver) = oneshot::channel();
         let state = match self.submit(Token::Task(sender)) {
             Ok(()) => Ok(receiver),
             Err(error) => Err(Some(error)),
         };
-        CallFuture {
+        CommandFuture {
             state,
             name: self.name,
             decode: self.decode,
@@ -124,13 +124,13 @@ impl<R> IntoFuture for Call<R> {
 
 /// The outcome of a command, to come.
 #[must_use = "futures do nothing unless they are awaited"]
-pub struct CallFuture<R> {
+pub struct CommandFuture<R> {
     state: Result<oneshot::Receiver<Outcome>, Option<ClientError>>,
     name: String,
     decode: Decode<R>,
 }
 
-impl<R> Future for CallFuture<R> {
+impl<R> Future for CommandFuture<R> {
     type Output = Result<R, ClientError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -146,19 +146,19 @@ impl<R> Future for CallFuture<R> {
     }
 }
 
-impl<R> fmt::Debug for Call<R> {
+impl<R> fmt::Debug for CommandCall<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, options) = (&self.name, &self.options);
-        f.debug_struct("Call")
+        f.debug_struct("CommandCall")
             .field("name", name)
             .field("options", options)
             .finish_non_exhaustive()
     }
 }
 
-impl<R> fmt::Debug for CallFuture<R> {
+impl<R> fmt::Debug for CommandFuture<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallFuture")
+        f.debug_struct("CommandFuture")
             .field("name", &self.name)
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use super::{
     builder::ClientBuilder,
-    call::{Call, read, typed},
+    call::{CommandCall, read, typed},
     connector::ConnectError,
     error::ClientError,
     hub::{self, CallbackGuard, Topic},
@@ -105,13 +105,17 @@ impl MeshClient {
     ///
     /// # Errors
     /// When awaited: [`ClientError::Command`] for the server's error reply, and as [`ClientError`] tells.
-    pub fn command<P: Serialize, R: DeserializeOwned>(&self, name: &str, payload: P) -> Call<R> {
-        Call::new(self.shared(), name, &payload, typed)
+    pub fn command<P: Serialize, R: DeserializeOwned>(
+        &self,
+        name: &str,
+        payload: P,
+    ) -> CommandCall<R> {
+        CommandCall::new(self.shared(), name, &payload, typed)
     }
 
     /// Calls a command and takes the reply's payload as JSON, untouched, an error object too.
-    pub fn command_raw<P: Serialize>(&self, name: &str, payload: P) -> Call<String> {
-        Call::new(self.shared(), name, &payload, Ok)
+    pub fn command_raw<P: Serialize>(&self, name: &str, payload: P) -> CommandCall<String> {
+        CommandCall::new(self.shared(), name, &payload, Ok)
     }
 
     /// Calls a command from code that is not async, and blocks the thread until its result, at most `timeout`.
@@ -131,7 +135,7 @@ impl MeshClient {
             ));
         }
         let (sender, receiver) = mpsc::sync_channel(1);
-        let call: Call<R> = self.command(name, payload).timeout(timeout);
+        let call: CommandCall<R> = self.command(name, payload).timeout(timeout);
         call.submit(Token::Blocking(sender))?;
         let outcome = match receiver.recv_timeout(timeout) {
             Ok(outcome) => outcome,

@@ -40,7 +40,7 @@ mod testing;
 mod tests;
 
 pub use builder::ClientBuilder;
-pub use call::{Call, CallFuture};
+pub use call::{CommandCall, CommandFuture};
 pub use client::MeshClient;
 pub use connector::{ConnectError, ConnectRequest, Connector};
 pub use error::{ClientError, EventError};
