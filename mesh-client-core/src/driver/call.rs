@@ -24,7 +24,8 @@ type Decode<R> = fn(String) -> Result<R, ClientError>;
 
 /// A command about to be called: set its options, then await it.
 ///
-/// Nothing is sent before that. Dropping the future does not take back what was sent.
+/// Nothing is asked before that, or before [`into_future`](IntoFuture::into_future), which asks at once. Dropping the future takes
+/// nothing back: what waits for a connection is still sent when there is one.
 #[must_use = "nothing is sent before it is awaited"]
 pub struct CommandCall<R> {
     shared: Arc<Shared>,

@@ -121,8 +121,9 @@ impl MeshClient {
     /// Calls a command from code that is not async, and blocks the thread until its result, at most `timeout`.
     ///
     /// # Errors
-    /// [`ClientError::Timeout`] at the latest after `timeout`. [`ClientError::Usage`] at once inside an async runtime or any handler or
-    /// callback of mesh: there it would wait for what it holds up itself.
+    /// [`ClientError::Timeout`] at the latest after `timeout`. [`ClientError::Usage`] at once inside an async runtime (its threads for
+    /// blocking work included, for they look no different) or any handler or callback of mesh: there it would wait for what
+    /// it holds up itself.
     pub fn command_blocking<P: Serialize, R: DeserializeOwned>(
         &self,
         name: &str,

@@ -110,7 +110,8 @@ impl IntoFuture for SubscribeCall {
     }
 }
 
-/// A subscription of a channel: a stream of [`ChannelEvent`]s. Dropping it unsubscribes.
+/// A subscription of a channel: a stream of [`ChannelEvent`]s. Dropping it unsubscribes. It does not keep its client: with the last
+/// [`MeshClient`](super::MeshClient) it ends.
 ///
 /// Channels are at-most-once: what is published while the connection is down is not delivered. After a
 /// reconnect the subscription is put back by itself and says so with [`ChannelEvent::Resubscribed`].
