@@ -588,6 +588,8 @@ pub(super) struct Mood {
     pub(super) slow: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names fail, without effect.
     pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
+    /// The names of all operations so far.
+    pub(super) asked: Arc<Mutex<Vec<String>>>,
     pub(super) gate: Gate,
 }
 
@@ -605,12 +607,9 @@ impl Moody {
 impl Backend for Moody {
     fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>> {
         let debug = format!("{op:?}");
-        let is = |names: &Mutex<Vec<&'static str>>| {
-            let names = names.lock().unwrap();
-            names
-                .iter()
-                .any(|name| debug.split(' ').next() == Some(name))
-        };
+        let asked = debug.split(' ').next().unwrap_or_default();
+        self.mood.asked.lock().unwrap().push(asked.to_owned());
+        let is = |names: &Mutex<Vec<&'static str>>| names.lock().unwrap().contains(&asked);
         if is(&self.mood.failing) {
             let error = BackendError::Unavailable("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));

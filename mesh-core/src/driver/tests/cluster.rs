@@ -14,7 +14,7 @@ use crate::{
     backend::MemoryCluster,
     driver::{
         CloseCode, Membership, MeshServer, ServerError,
-        testkit::{Client, Sim},
+        testkit::{Client, Moody, Sim},
     },
 };
 
@@ -154,6 +154,49 @@ fn a_connection_is_reached_from_the_other_server() {
     let ids = [ann, bob, format!("{}.gone", pair.two.instance_id())];
     on!(pair, one, |s| s.broadcast_to("some", 2, ids)).unwrap();
     assert_eq!(pair.events(), both(&["some 2"], &["one 1", "some 2"]));
+}
+
+/// What asks who is there before it sends costs more with everyone who is (`pitfalls.md`, 4).
+#[test]
+fn whatever_is_sent_is_one_publish_however_many_receive_it() {
+    let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+    let (backend, mood) = Moody::new(&cluster);
+    let one = sim.build(MeshServer::builder().backend(backend));
+    let two = sim.build(MeshServer::builder().backend(cluster.backend()));
+    let clients = [&one, &one, &one, &two, &two, &two].map(|server| sim.connect(server));
+    // Leaked, so that they are `Copy`.
+    let ids = clients.each_ref().map(|client| &*client.id.clone().leak());
+    let [local, .., remote] = ids;
+    for (n, id) in ids.into_iter().enumerate() {
+        let server = if n < 3 { one.clone() } else { two.clone() };
+        let joined = sim.wait(async move { server.add_to_room("r", id).await });
+        assert_eq!(joined, Ok(true));
+    }
+    macro_rules! costs {
+        ($ops:expr, |$s:ident| $body:expr) => {{
+            mood.asked.lock().unwrap().clear();
+            let $s = one.clone();
+            assert_eq!(sim.wait(async move { $body.await }), Ok(()));
+            let ops: &[&str] = &$ops;
+            assert_eq!(*mood.asked.lock().unwrap(), ops, stringify!($body));
+        }};
+    }
+    costs!(["Publish"], |s| s.broadcast("e", 1));
+    costs!(["Publish"], |s| s.broadcast_exclude("e", 1, [local]));
+    costs!(["Publish"], |s| s.broadcast_room("r", "e", 1));
+    costs!(["Publish"], |s| s.broadcast_room_exclude(
+        "r",
+        "e",
+        1,
+        [remote]
+    ));
+    costs!(["Publish"], |s| s.broadcast_to("e", 1, ids));
+    costs!(["Publish"], |s| s.send_to(remote, "e", 1));
+    costs!([], |s| s.send_to(local, "e", 1));
+    costs!(["PublishChannel"], |s| s.publish_to_channel("c", "m", 1));
+    sim.run();
+    // And everybody got what was for them.
+    assert_eq!(clients.map(|client| client.events().len()), [5; 6]);
 }
 
 #[test]
