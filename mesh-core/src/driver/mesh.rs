@@ -7,19 +7,16 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
-
 use super::{
-    Connection, ConnectionRef, Context, Expose, Handler, Interceptor, IntoPayload,
-    MeshServerBuilder, Pattern, Registration, ServerError,
+    ConnectionRef, Connections, Context, Expose, Handler, Interceptor, IntoPayload,
+    MeshServerBuilder, Pattern, Registration, Rooms, ServerError,
     connection::Shared,
     handler::Middleware,
-    metadata,
     registry::Kind,
     server::{Inner, Shard},
 };
 use crate::{
-    backend::{ConnectionId, InstanceId, Json, MetadataChange, Name, Op, Reply, Topic},
+    backend::{ConnectionId, InstanceId, Name, Op, Reply, Topic},
     instance::Outcome,
     protocol::{CommandError, Limits},
     relay::{Membership, Relay},
@@ -573,187 +570,6 @@ pub struct Metrics {
     pub backend_messages_dropped_total: u64,
 }
 
-/// The connections of all instances and their metadata.
-#[derive(Clone, Copy, Debug)]
-pub struct Connections<'a> {
-    server: &'a MeshServer,
-}
-
-impl Connections<'_> {
-    /// The handle of a connection of this instance.
-    pub fn local(&self, connection: impl ConnectionRef) -> Option<Connection> {
-        self.server.inner.local(&connection.connection_id())
-    }
-
-    /// The ids of all connections, all instances, in any order.
-    ///
-    /// # Errors
-    /// The backend failed.
-    pub async fn ids(&self) -> Result<Vec<ConnectionId>, ServerError> {
-        match self.server.inner.ask(Op::Connections).await? {
-            Reply::Connections(ids) => Ok(ids),
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    /// The metadata of a connection, wherever it lives; `None` where it has none or does not exist.
-    ///
-    /// # Errors
-    /// [`ServerError::Shape`] if it is not a `T`, or the backend failed.
-    pub async fn metadata<T: DeserializeOwned>(
-        &self,
-        connection: impl ConnectionRef,
-    ) -> Result<Option<T>, ServerError> {
-        let id = connection.connection_id();
-        metadata::typed(self.server.inner.metadata(&id).await?.as_ref())
-    }
-
-    /// Replaces the metadata of a connection, wherever it lives.
-    ///
-    /// # Errors
-    /// [`ServerError`]: no JSON, too large, no such connection, or the backend failed.
-    pub async fn set_metadata<T: Serialize + ?Sized>(
-        &self,
-        connection: impl ConnectionRef,
-        value: &T,
-    ) -> Result<(), ServerError> {
-        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
-        let id = connection.connection_id();
-        self.server
-            .inner
-            .change_metadata(&id, MetadataChange::Replace(json))
-            .await
-    }
-
-    /// Merges keys into the metadata of a connection, one level deep and atomically.
-    ///
-    /// # Errors
-    /// As [`set_metadata`](Self::set_metadata).
-    pub async fn merge_metadata<T: Serialize + ?Sized>(
-        &self,
-        connection: impl ConnectionRef,
-        value: &T,
-    ) -> Result<(), ServerError> {
-        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
-        let id = connection.connection_id();
-        self.server
-            .inner
-            .change_metadata(&id, MetadataChange::Merge(json))
-            .await
-    }
-
-    /// Every connection's metadata, all instances, in any order.
-    ///
-    /// # Errors
-    /// [`ServerError::Shape`] if one is not a `T`, or the backend failed.
-    pub async fn all_metadata<T: DeserializeOwned>(
-        &self,
-    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
-        self.listed(Op::AllConnectionMetadata).await
-    }
-
-    /// The metadata of a room's members, all instances, in any order.
-    ///
-    /// # Errors
-    /// As [`all_metadata`](Self::all_metadata); [`ServerError::Name`] for a name that no room can have.
-    pub async fn room_members_metadata<T: DeserializeOwned>(
-        &self,
-        room: &str,
-    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
-        let room = self.server.inner.name("room", room)?;
-        self.listed(Op::RoomMembersMetadata { room }).await
-    }
-
-    async fn listed<T: DeserializeOwned>(
-        &self,
-        op: Op,
-    ) -> Result<Vec<(ConnectionId, Option<T>)>, ServerError> {
-        let Reply::ConnectionsMetadata(all) = self.server.inner.ask(op).await? else {
-            return Ok(Vec::new());
-        };
-        all.into_iter()
-            .map(|(id, json)| Ok((id, metadata::typed(json.as_ref())?)))
-            .collect()
-    }
-}
-
-/// The rooms' metadata.
-#[derive(Clone, Copy, Debug)]
-pub struct Rooms<'a> {
-    server: &'a MeshServer,
-}
-
-impl Rooms<'_> {
-    /// A room's metadata; `None` where it has none.
-    ///
-    /// # Errors
-    /// [`ServerError`]: the name is none, the metadata is not a `T`, or the backend failed.
-    pub async fn metadata<T: DeserializeOwned>(
-        &self,
-        room: &str,
-    ) -> Result<Option<T>, ServerError> {
-        let room = self.server.inner.name("room", room)?;
-        match self.server.inner.ask(Op::RoomMetadata { room }).await? {
-            Reply::Metadata(json) => metadata::typed(json.as_ref()),
-            _ => Ok(None),
-        }
-    }
-
-    /// Replaces a room's metadata.
-    ///
-    /// # Errors
-    /// [`ServerError`]: the name is none, no JSON, too large, or the backend failed.
-    pub async fn set_metadata<T: Serialize + ?Sized>(
-        &self,
-        room: &str,
-        value: &T,
-    ) -> Result<(), ServerError> {
-        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
-        self.change(room, MetadataChange::Replace(json)).await
-    }
-
-    /// Merges keys into a room's metadata, one level deep and atomically.
-    ///
-    /// # Errors
-    /// As [`set_metadata`](Self::set_metadata).
-    pub async fn merge_metadata<T: Serialize + ?Sized>(
-        &self,
-        room: &str,
-        value: &T,
-    ) -> Result<(), ServerError> {
-        let json = metadata::json(value, self.server.limits().metadata_bytes_max)?;
-        self.change(room, MetadataChange::Merge(json)).await
-    }
-
-    /// Every room's metadata, by name.
-    ///
-    /// # Errors
-    /// [`ServerError::Shape`] if one is not a `T`, or the backend failed.
-    pub async fn all_metadata<T: DeserializeOwned>(
-        &self,
-    ) -> Result<BTreeMap<String, T>, ServerError> {
-        let Reply::RoomsMetadata(all) = self.server.inner.ask(Op::AllRoomMetadata).await? else {
-            return Ok(BTreeMap::new());
-        };
-        all.into_iter()
-            .map(|(room, json)| {
-                let value = serde_json::from_str(&json)
-                    .map_err(|error| ServerError::Shape(error.to_string()))?;
-                Ok((room.to_string(), value))
-            })
-            .collect()
-    }
-
-    async fn change(&self, room: &str, change: MetadataChange) -> Result<(), ServerError> {
-        let room = self.server.inner.name("room", room)?;
-        self.server
-            .inner
-            .ask(Op::SetRoomMetadata { room, change })
-            .await
-            .map(drop)
-    }
-}
-
 impl Inner {
     /// A room's or channel's name, if it can be one.
     pub(super) fn name(&self, what: &'static str, name: &str) -> Result<Name, ServerError> {
@@ -781,48 +597,6 @@ impl Inner {
             }
             reserved => Ok(reserved?),
         }
-    }
-
-    /// The metadata of any connection.
-    pub(super) async fn metadata(
-        self: &Arc<Self>,
-        id: &ConnectionId,
-    ) -> Result<Option<Json>, ServerError> {
-        if let Some(metadata) = self.local_metadata(id) {
-            return Ok(metadata);
-        }
-        let connection = id.clone();
-        match self.ask(Op::ConnectionMetadata { connection }).await? {
-            Reply::Metadata(metadata) => Ok(metadata),
-            _ => Ok(None),
-        }
-    }
-
-    /// Changes the metadata of any connection.
-    pub(super) async fn change_metadata(
-        self: &Arc<Self>,
-        id: &ConnectionId,
-        change: MetadataChange,
-    ) -> Result<(), ServerError> {
-        if self.local(id).is_some() {
-            self.request(id.as_str(), |shard, done| {
-                shard.set_metadata(id, change, done);
-            })
-            .await?;
-            return Ok(());
-        }
-        let connection = id.clone();
-        let op = Op::SetConnectionMetadata { connection, change };
-        if let Reply::Changed(None) = self.ask(op).await? {
-            return Err(ServerError::Gone);
-        }
-        let connection = id.clone();
-        if let Some(owner) = id.instance() {
-            let message = Relay::MetadataChanged { connection }.encode();
-            let topic = Topic::Instance(owner);
-            self.ask(Op::Publish { topic, message }).await?;
-        }
-        Ok(())
     }
 }
 
