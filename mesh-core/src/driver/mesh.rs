@@ -18,7 +18,7 @@ use super::{
 use crate::{
     backend::{ConnectionId, InstanceId, Name, Op, Reply, Topic},
     instance::Outcome,
-    protocol::{CommandError, Limits},
+    protocol::{CommandError, Limits, names},
     relay::{Membership, Relay},
     websocket::{CloseCode, CloseFrame, TextFrame},
 };
@@ -81,7 +81,8 @@ impl MeshServer {
     ///
     /// # Panics
     /// For a name that no command can have: empty, longer than
-    /// [`name_bytes_max`](Limits::name_bytes_max), or with the prefix of the built-ins (`mesh/`).
+    /// [`name_bytes_max`](Limits::name_bytes_max), with the prefix of the built-ins (`mesh/`), or one of the answers `pong` and
+    /// `latency:response`, which never reach a handler.
     #[track_caller]
     pub fn register_command<S>(
         &self,
@@ -99,6 +100,10 @@ impl MeshServer {
             config.dialect.strip(&name).is_none(),
             "{name:?} is no name for a command: the prefix {:?} belongs to the built-ins",
             config.dialect.prefix()
+        );
+        assert!(
+            ![names::PONG, names::LATENCY_RESPONSE].contains(&&*name),
+            "{name:?} is no name for a command: it is the answer to a probe of the server"
         );
         Registration::new(&self.inner.registrations, name, handler.erase())
     }

@@ -415,7 +415,14 @@ fn a_name_that_no_command_can_have_is_refused_at_once() {
     let sim = Sim::new();
     let server = sim.server();
     let long = "x".repeat(513);
-    for name in ["mesh/noop", "mesh/mine", "", &long] {
+    for name in [
+        "mesh/noop",
+        "mesh/mine",
+        "pong",
+        "latency:response",
+        "",
+        &long,
+    ] {
         let register = || drop(server.register_command(name, async |_: Context| Ok("mine")));
         let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(register));
         assert!(refused.is_err(), "{name:?}");
