@@ -57,7 +57,7 @@ fn room_fan_out(criterion: &mut Criterion) {
             .map(|_| Connection::new(Arc::clone(&config), now))
             .collect();
         let room: Name = "room".into();
-        let mut instance = Instance::<u32, ()>::new(Seeded::new(&[1; 32]), 1 << 20);
+        let mut instance = Instance::<u32, ()>::new(Seeded::new(&[1; 32]), 1 << 20, 1 << 20);
         for member in 0..members {
             let id = ConnectionId::new(format!("i.{member}"));
             instance.join(&room, id, member, false, ());

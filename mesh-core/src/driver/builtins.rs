@@ -12,7 +12,7 @@ use super::{
     handler::{Answer, Answering, ErasedHandler, Wanted},
     metadata,
     registry::{Kind, Registry},
-    server::{Completion, Inner},
+    server::{Completion, Inner, listed_bytes_max},
 };
 use crate::{
     backend::{BoxFuture, ConnectionId, Json, MetadataChange, Name, Op, Reply},
@@ -24,7 +24,7 @@ use crate::{
             JoinRoomReply, MetadataReply, MetadataStrategy, RoomRef, SetMyConnectionMetadata,
             SubscribeChannel, SuccessReply,
         },
-        encode, names, payload,
+        encode, names, payload, strings_fit,
     },
 };
 
@@ -201,6 +201,10 @@ impl BuiltinCall<'_> {
         let Reply::History(history) = server.ask(Op::History { channel, limit }).await? else {
             return self.reply(&HistoryReply::default());
         };
+        let max = listed_bytes_max(&server.config.limits);
+        if !strings_fit(&history, max) {
+            return Err(ServerError::ReplyTooLong { max }.into());
+        }
         self.reply(&history_reply(&history))
     }
 

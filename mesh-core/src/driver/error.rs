@@ -57,6 +57,12 @@ pub enum ServerError {
         /// The limit in bytes.
         max: usize,
     },
+    /// A history or a list of members is more than one reply may hold. Wire code `EOVERLOAD`.
+    #[error("the reply would be over the limit of {max} bytes")]
+    ReplyTooLong {
+        /// The limit in bytes.
+        max: usize,
+    },
     /// The stored metadata is not of the type that was asked for. Wire code `ESERVER`.
     #[error("the metadata is not of the type that was asked for: {0}")]
     Shape(String),
@@ -78,6 +84,7 @@ impl From<InstanceError> for ServerError {
             InstanceError::Backend(error) => error.into(),
             InstanceError::Gone => Self::Gone,
             InstanceError::Overflow { max } => Self::Overflow { max },
+            InstanceError::TooLong { max } => Self::ReplyTooLong { max },
         }
     }
 }
@@ -87,9 +94,9 @@ impl From<ServerError> for CommandError {
         let message = error.to_string();
         match error {
             ServerError::Backend(BackendError::Unavailable(_)) => Self::unavailable(message),
-            ServerError::MembershipsFull(_) | ServerError::Overflow { .. } => {
-                Self::overload(message)
-            }
+            ServerError::MembershipsFull(_)
+            | ServerError::Overflow { .. }
+            | ServerError::ReplyTooLong { .. } => Self::overload(message),
             ServerError::MetadataTooLong { .. } | ServerError::Name { .. } => {
                 Self::invalid(message)
             }

@@ -36,13 +36,16 @@ use crate::{
     },
     connection::{Config, Delivery},
     instance::{Action, Instance, InstanceError, OpToken, Outcome, Seeded},
-    protocol::{builtin::SubscriptionMessage, encode, names},
+    protocol::{Limits, builtin::SubscriptionMessage, encode, names},
     relay::{Membership, Relay},
     websocket::TextFrame,
 };
 
 /// Shards of the instance. More than cores, so that two cores seldom want the same one.
 const SHARDS: usize = 16;
+
+/// More than a built-in's reply has around its list.
+const ENVELOPE_BYTES_MAX: usize = 128;
 
 /// What a request to a shard is answered to.
 pub(super) enum Completion {
@@ -118,7 +121,9 @@ impl Inner {
         let mut random = ChaCha12Rng::from_seed(parts.runtime.seed());
         let hasher = Seeded::new(&parts.runtime.seed());
         let kept_bytes_max = parts.config.limits.queue_bytes_max;
-        let shards = (0..SHARDS).map(|_| Mutex::new(Instance::new(hasher, kept_bytes_max)));
+        let listed_bytes_max = listed_bytes_max(&parts.config.limits);
+        let shards = (0..SHARDS)
+            .map(|_| Mutex::new(Instance::new(hasher, kept_bytes_max, listed_bytes_max)));
         Self {
             timers: Arc::new(Timers::new(parts.runtime.now())),
             instance_id: InstanceId::new(format!("{:016x}", random.next_u64())),
@@ -576,6 +581,11 @@ impl Inner {
             }
         }
     }
+}
+
+/// What a list may take of one reply, in bytes: all but the reply's other parts.
+pub(super) fn listed_bytes_max(limits: &Limits) -> usize {
+    limits.reply_bytes_max.saturating_sub(ENVELOPE_BYTES_MAX)
 }
 
 impl Drop for Inner {

@@ -101,6 +101,12 @@ pub enum InstanceError {
         /// The limit in bytes.
         max: usize,
     },
+    /// The history or the members are more than one answer may hold.
+    #[error("the answer would be over the limit of {max} bytes")]
+    TooLong {
+        /// The limit in bytes.
+        max: usize,
+    },
 }
 
 /// Whose operation it is.

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     backend::{self, BackendError, ConnectionId, Name, Op, Reply},
+    protocol::strings_fit,
     websocket::TextFrame,
 };
 
@@ -61,6 +62,8 @@ pub(super) struct Channels<C, T> {
     nobody: Arc<[ConnectionId]>,
     /// What one grant may keep, in bytes.
     kept_bytes_max: usize,
+    /// What of the history one answer may hold, in bytes of JSON.
+    history_bytes_max: usize,
     channels: Table<Name, Channel<C, T>>,
     /// The reverse of the channels' subscribers.
     of: Table<ConnectionId, BTreeSet<Name>>,
@@ -70,11 +73,12 @@ pub(super) struct Channels<C, T> {
 }
 
 impl<C: Clone, T> Channels<C, T> {
-    pub(super) fn new(hasher: Seeded, kept_bytes_max: usize) -> Self {
+    pub(super) fn new(hasher: Seeded, kept_bytes_max: usize, history_bytes_max: usize) -> Self {
         Self {
             hasher,
             nobody: Arc::new([]),
             kept_bytes_max,
+            history_bytes_max,
             channels: Table::with_hasher(hasher),
             of: Table::with_hasher(hasher),
             asked: BTreeMap::new(),
@@ -225,7 +229,12 @@ impl<C: Clone, T> Channels<C, T> {
         result: Result<Reply, BackendError>,
         actions: &mut Actions<C, T>,
     ) {
+        let max = self.history_bytes_max;
         let result = match result {
+            // Before it is granted: whoever is told of a failure gets no message.
+            Ok(Reply::History(history)) if !strings_fit(&history, max) => {
+                Err(InstanceError::TooLong { max })
+            }
             Ok(Reply::History(history)) => Ok(history),
             Ok(_) => Ok(Vec::new()),
             Err(error) => Err(error.into()),

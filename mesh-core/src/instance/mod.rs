@@ -49,13 +49,14 @@ pub struct Instance<C, T> {
 }
 
 impl<C: Clone, T> Instance<C, T> {
-    /// An empty shard. `kept_bytes_max` bounds what arrives on a channel while a subscription to it is under way.
-    pub fn new(hasher: Seeded, kept_bytes_max: usize) -> Self {
+    /// An empty shard. `kept_bytes_max` bounds what arrives on a channel while a subscription to it is under way, `listed_bytes_max`
+    /// the history or the members, as JSON, that an answer tells.
+    pub fn new(hasher: Seeded, kept_bytes_max: usize, listed_bytes_max: usize) -> Self {
         Self {
             actions: Actions::new(),
-            channels: Channels::new(hasher, kept_bytes_max),
+            channels: Channels::new(hasher, kept_bytes_max, listed_bytes_max),
             directory: Directory::new(hasher),
-            rooms: Rooms::new(hasher),
+            rooms: Rooms::new(hasher, listed_bytes_max),
         }
     }
 
@@ -85,7 +86,7 @@ impl<C: Clone, T> Instance<C, T> {
     /// Makes a local connection a member. Answered with [`Outcome::Joined`] once that is in force; with
     /// `present` it tells who is there.
     ///
-    /// If the members cannot be listed the join fails, and a membership that it began ends again, so that no event
+    /// If the members cannot be listed, or are too many to be told, the join fails, and a membership that it began ends again, so that no event
     /// reaches a connection that was told of a failure. One that there was before stays.
     pub fn join(&mut self, room: &Name, id: ConnectionId, handle: C, present: bool, token: T) {
         self.rooms
@@ -112,7 +113,7 @@ impl<C: Clone, T> Instance<C, T> {
 
     /// Subscribes a local connection. Answered with [`Outcome::Subscribed`] and the newest `history` messages; every message
     /// that arrived meanwhile follows the answer, and may be in the history too. If that is more than `kept_bytes_max`
-    /// the subscription fails with [`InstanceError::Overflow`].
+    /// the subscription fails with [`InstanceError::Overflow`], and with [`InstanceError::TooLong`] if the history is too long to be told.
     pub fn subscribe(
         &mut self,
         channel: &Name,

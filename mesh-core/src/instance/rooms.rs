@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     backend::{self, BackendError, ConnectionId, Name, Op, Reply},
+    protocol::strings_fit,
     websocket::TextFrame,
 };
 
@@ -54,8 +55,8 @@ enum Step {
     Listing {
         new: bool,
     },
-    /// The listing failed with this, and the membership is being taken back.
-    Undoing(BackendError),
+    /// Telling who is there failed with this, and the membership is being taken back.
+    Undoing(InstanceError),
     /// An earlier request or the topic is in the way.
     Waiting,
 }
@@ -87,6 +88,8 @@ struct Room<C, T> {
 #[derive(Debug)]
 pub(super) struct Rooms<C, T> {
     hasher: Seeded,
+    /// What of the members one answer may hold, in bytes of JSON.
+    present_bytes_max: usize,
     rooms: Table<Name, Room<C, T>>,
     /// The reverse of `rooms`' members.
     of: Table<ConnectionId, BTreeSet<Name>>,
@@ -96,9 +99,10 @@ pub(super) struct Rooms<C, T> {
 }
 
 impl<C: Clone, T> Rooms<C, T> {
-    pub(super) fn new(hasher: Seeded) -> Self {
+    pub(super) fn new(hasher: Seeded, present_bytes_max: usize) -> Self {
         Self {
             hasher,
+            present_bytes_max,
             rooms: Table::with_hasher(hasher),
             of: Table::with_hasher(hasher),
             asked: BTreeSet::new(),
@@ -262,17 +266,21 @@ impl<C: Clone, T> Rooms<C, T> {
                 self.joined(room, number, new, None, actions);
             }
             (Step::Listing { new }, Ok(reply)) => {
-                let new = *new;
+                let (new, max) = (*new, self.present_bytes_max);
                 let present = match reply {
                     Reply::Connections(present) => present,
                     _ => Vec::new(),
                 };
-                self.joined(room, number, new, Some(present), actions);
+                if strings_fit(present.iter().map(ConnectionId::as_str), max) {
+                    self.joined(room, number, new, Some(present), actions);
+                } else {
+                    self.undo(room, number, InstanceError::TooLong { max }, actions);
+                }
             }
-            (Step::Listing { .. }, Err(error)) => self.undo(room, number, error, actions),
+            (Step::Listing { .. }, Err(error)) => self.undo(room, number, error.into(), actions),
             (Step::Undoing(error), _) => {
                 let error = error.clone();
-                self.finish(room, number, Err(error.into()), actions);
+                self.finish(room, number, Err(error), actions);
             }
             (Step::Clearing | Step::Joining | Step::Leaving { .. }, Err(error)) => {
                 self.finish(room, number, Err(error.into()), actions);
@@ -507,9 +515,15 @@ impl<C: Clone, T> Rooms<C, T> {
         }
     }
 
-    /// The members could not be listed, so the join fails; and because no event may reach a connection that was told so, a membership
+    /// The members could not be listed or told, so the join fails; and because no event may reach a connection that was told so, a membership
     /// that it began ends again. One that was there before stays.
-    fn undo(&mut self, room: &Name, number: u64, error: BackendError, actions: &mut Actions<C, T>) {
+    fn undo(
+        &mut self,
+        room: &Name,
+        number: u64,
+        error: InstanceError,
+        actions: &mut Actions<C, T>,
+    ) {
         let Some(state) = self.rooms.get(room) else {
             return;
         };
@@ -520,7 +534,7 @@ impl<C: Clone, T> Rooms<C, T> {
             return;
         };
         if request.gone || state.members.contains(id) {
-            self.finish(room, number, Err(error.into()), actions);
+            self.finish(room, number, Err(error), actions);
             return;
         }
         let op = Op::LeaveRoom {

@@ -100,6 +100,31 @@ pub fn command_raw(id: Option<u32>, command: &str, payload: &str) -> TextFrame {
     raw(id, command, payload)
 }
 
+/// Do these strings, quoted and with their commas, take at most `max` bytes of JSON? What is no UTF-8 counts as it would be replaced.
+///
+/// Looks no further than to the first that does not fit, and allocates nothing for text.
+pub(crate) fn strings_fit(strings: impl IntoIterator<Item = impl AsRef<[u8]>>, max: usize) -> bool {
+    /// Two quotes and a comma.
+    const AROUND: usize = 3;
+    let escaped = |byte: u8| match byte {
+        b'"' | b'\\' | b'\x08' | b'\t' | b'\n' | b'\x0c' | b'\r' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    let mut left = max;
+    strings.into_iter().all(|string| {
+        let bytes = string.as_ref();
+        if bytes.len() > left {
+            return false;
+        }
+        let text = String::from_utf8_lossy(bytes);
+        let len: usize = text.bytes().map(escaped).sum();
+        let rest = left.checked_sub(len.saturating_add(AROUND));
+        left = rest.unwrap_or(0);
+        rest.is_some()
+    })
+}
+
 fn typed<T: Serialize + ?Sized>(
     id: Option<u32>,
     command: &str,
@@ -208,8 +233,28 @@ mod tests {
 
     use super::{
         CommandError, command, command_raw, event, event_raw, reply, reply_error, reply_raw,
+        strings_fit,
     };
     use crate::protocol::parse;
+
+    #[test]
+    fn strings_fit_where_their_json_does() {
+        let all: String = (0..0x80_u8).map(char::from).chain("é😀".chars()).collect();
+        let lists: [&[&[u8]]; 5] = [
+            &[],
+            &[b""],
+            &[b"plain", b"\"quoted\"", b"\x00\n"],
+            &[all.as_bytes(), b"x"],
+            &[b"no text: \xff\xc3"],
+        ];
+        for list in lists {
+            let texts: Vec<_> = list.iter().map(|it| String::from_utf8_lossy(it)).collect();
+            // Brackets are two bytes, and the commas one less than the strings.
+            let len = serde_json::to_string(&texts).unwrap().len() - 2 + texts.len().min(1);
+            assert!(strings_fit(list, len), "{texts:?}");
+            assert!(len == 0 || !strings_fit(list, len - 1), "{texts:?}");
+        }
+    }
 
     #[test]
     fn every_shape_has_its_bytes() {

@@ -17,6 +17,7 @@ pub mod payload;
 
 pub use dialect::Dialect;
 pub use encode::EncodeError;
+pub(crate) use encode::strings_fit;
 pub use error::{CommandError, codes};
 #[cfg(feature = "driver")]
 pub(crate) use frame::check_json;

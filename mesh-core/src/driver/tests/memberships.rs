@@ -342,6 +342,37 @@ fn no_event_comes_before_the_reply_that_granted_it() {
 }
 
 #[test]
+fn a_grant_too_long_to_be_told_is_none() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().limits(|limits| limits.reply_bytes_max = 200));
+    server.expose_channel("c");
+    server.expose_room("r");
+    on!(sim, server, |s| s.publish_to_channel(
+        "c",
+        &"x".repeat(99),
+        9
+    ))
+    .unwrap();
+    let mut clients = [sim.connect(&server), sim.connect(&server)];
+    assert_eq!(join(&mut clients[0], "r")["success"], true);
+    let client = &mut clients[1];
+    let room = json!({"roomName": "r"});
+    assert_eq!(client.code("mesh/join-room", room), "EOVERLOAD");
+    let history = json!({"channel": "c", "historyLimit": 9});
+    assert_eq!(client.code("mesh/subscribe-channel", history), "EOVERLOAD");
+    let history = json!({"channel": "c"});
+    assert_eq!(
+        client.code("mesh/get-channel-history", history),
+        "EOVERLOAD"
+    );
+    on!(sim, server, |s| s.publish_to_channel("c", "live", 0)).unwrap();
+    on!(sim, server, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    sim.run();
+    assert_eq!(clients[1].events(), Vec::<String>::new());
+    assert_eq!(clients[0].events(), ["hi 1"]);
+}
+
+#[test]
 fn memberships_count_and_are_given_back() {
     let sim = Sim::new();
     let server = sim.build(MeshServer::builder().limits(|limits| limits.memberships_max = 3));

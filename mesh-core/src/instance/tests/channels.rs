@@ -1,4 +1,4 @@
-use super::{KEPT_BYTES_MAX, Shard, id, subscribed};
+use super::{KEPT_BYTES_MAX, LISTED_BYTES_MAX, Shard, id, subscribed};
 use crate::backend::Reply;
 
 fn history(messages: &[&str]) -> Reply {
@@ -59,6 +59,35 @@ fn more_than_may_be_kept_fails_the_subscription() {
             "3: unsubscribe c".to_owned()
         ]
     );
+}
+
+#[test]
+fn a_history_too_long_to_be_told_fails_the_subscription_and_no_earlier_one() {
+    let long = "m".repeat(LISTED_BYTES_MAX);
+    let fails = |token| {
+        let max = LISTED_BYTES_MAX;
+        format!("{token} fails: the answer would be over the limit of {max} bytes")
+    };
+    let mut shard = Shard::new();
+    shard.subscribe("c", 1, 9, 1);
+    shard.ok(1, Reply::Done);
+    assert_eq!(
+        shard.ok(2, history(&[&long])),
+        [
+            fails(1),
+            "release 1".to_owned(),
+            "3: unsubscribe c".to_owned()
+        ]
+    );
+    let mut shard = Shard::new();
+    shard.subscribe("c", 1, 0, 1);
+    shard.ok(1, Reply::Done);
+    shard.subscribe("c", 1, 9, 2);
+    assert_eq!(
+        shard.ok(2, history(&[&long])),
+        [fails(2), "release 1".to_owned()]
+    );
+    assert_eq!(shard.message("c", "m"), ["to [1]: m"]);
 }
 
 #[test]

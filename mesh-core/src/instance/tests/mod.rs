@@ -14,6 +14,7 @@ use crate::{
 };
 
 const KEPT_BYTES_MAX: usize = 16;
+const LISTED_BYTES_MAX: usize = 64;
 
 /// A shard whose connections are numbers, `c1` having the handle 1, and which tells what it does in words.
 struct Shard {
@@ -24,7 +25,7 @@ struct Shard {
 impl Shard {
     fn new() -> Self {
         Self {
-            instance: Instance::new(Seeded::new(&[7; 32]), KEPT_BYTES_MAX),
+            instance: Instance::new(Seeded::new(&[7; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX),
             asked: Vec::new(),
         }
     }

@@ -1,4 +1,4 @@
-use super::{Shard, id, joined};
+use super::{LISTED_BYTES_MAX, Shard, id, joined};
 use crate::backend::{BackendError, Reply};
 
 /// Connection 1 is a member of `r`; three operations were asked for.
@@ -80,6 +80,24 @@ fn a_join_whose_listing_fails_is_taken_back() {
     );
     shard.ok(5, Reply::Done);
     assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_join_whose_members_are_too_many_to_be_told_is_taken_back() {
+    let mut shard = Shard::new();
+    shard.join_present("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.ok(2, Reply::Flag(true));
+    let many = (0..LISTED_BYTES_MAX as u32).map(id).collect();
+    assert_eq!(shard.ok(3, Reply::Connections(many)), ["4: i.1 leaves r"]);
+    assert_eq!(
+        shard.ok(4, Reply::Flag(true)),
+        [
+            "1 fails: the answer would be over the limit of 64 bytes",
+            "release 1",
+            "5: unsubscribe r"
+        ]
+    );
 }
 
 #[test]

@@ -19,6 +19,8 @@ use crate::{
 
 /// A few messages of the world.
 const KEPT_BYTES_MAX: usize = 24;
+/// Never reached here.
+const LISTED_BYTES_MAX: usize = usize::MAX;
 
 /// Connections are named by place, rooms and channels by number, operations by whatever index is left after a division.
 #[derive(Clone, Copy, Debug)]
@@ -176,7 +178,7 @@ impl World {
     pub(super) fn new() -> Self {
         let mut world = Self {
             log: Vec::new(),
-            instance: Instance::new(Seeded::new(&[3; 32]), KEPT_BYTES_MAX),
+            instance: Instance::new(Seeded::new(&[3; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX),
             store: Store::default(),
             connections: BTreeMap::new(),
             places: [0; 3],
