@@ -70,6 +70,22 @@ impl MeshServer {
     /// }
     /// ```
     ///
+    /// Calls run side by side, so that none may borrow from the handler, as those of an async closure that captures do. A handler that
+    /// needs a database or a counter clones its handle for each call:
+    ///
+    /// ```
+    /// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+    ///
+    /// use mesh_core::driver::{Context, MeshServer};
+    ///
+    /// fn register(server: &MeshServer, calls: Arc<AtomicU64>) {
+    ///     server.register_command("count", move |ctx: Context<u64>| {
+    ///         let calls = Arc::clone(&calls);
+    ///         async move { Ok(calls.fetch_add(ctx.payload, Ordering::Relaxed)) }
+    ///     });
+    /// }
+    /// ```
+    ///
     /// What is no handler is refused with what is wrong about it:
     ///
     /// ```compile_fail
