@@ -338,6 +338,7 @@ async fn pings_of_the_server_keep_the_connection() {
         .ping_timeout(Duration::from_millis(500))
         .max_missed_pings(3);
     let client = connect(impatient).await;
+    until("an id", || client.connection_id().is_some()).await;
     let id = client.connection_id();
     // Longer than either side forgives.
     let over = Instant::now() + Duration::from_millis(2_500);

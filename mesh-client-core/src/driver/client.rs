@@ -86,7 +86,10 @@ impl MeshClient {
         self.shared().state.lock().client.is_online()
     }
 
-    /// The id that the server gave this connection; `None` without one. Each connection has another.
+    /// The id that the server gave this connection. Each connection has another.
+    ///
+    /// `None` without a connection, and where the server gives none. A server tells it in its first frame, which may come a moment after
+    /// [`open`](Self::open) is done.
     pub fn connection_id(&self) -> Option<String> {
         self.shared()
             .state
