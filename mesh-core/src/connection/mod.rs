@@ -224,7 +224,8 @@ impl Connection {
         }
     }
 
-    /// The one reply to a command, let in as long as what is queued is within its limit, whatever the reply's length. False if the command has its reply already or the connection is closing.
+    /// The one reply to a command, let in as long as what is queued is within its limit, whatever the reply's length; one that finds the
+    /// queue over its limit is replaced by an error. False if the command has its reply already or the connection is closing.
     ///
     /// `name` is the command's name and `frame` the encoded reply; one over the limit is replaced by an error.
     pub fn handle_reply(
@@ -247,16 +248,7 @@ impl Connection {
         } else {
             frame
         };
-        // What was asked for is let in while the queue is within its limit, even if it goes over it: several long replies are no fault.
-        let reply_max = self
-            .config
-            .limits
-            .queue_bytes_max
-            .saturating_add(frame.len());
-        let accepted = matches!(
-            self.send_within(frame, reply_max, now),
-            Delivery::Queued | Delivery::Wake
-        );
+        let accepted = self.send_reply(id, name, frame);
         if self.config.sequential
             && let Some(next) = self.in_flight.dequeue(token)
             && matches!(self.state, State::Open | State::Draining { .. })
@@ -425,7 +417,7 @@ impl Connection {
             ) {
                 Some(LivenessAction::SendPing) => {
                     self.pinged = Some(now);
-                    self.send(config.ping.clone(), now);
+                    self.send_probe(config.ping.clone());
                 }
                 Some(LivenessAction::Close) => {
                     let frame = CloseFrame {
@@ -442,9 +434,9 @@ impl Connection {
         if self.latency.handle_timeout(now, config.latency_interval) {
             if let Some(measured) = self.latency.measured() {
                 let ms = measured.as_micros() as f64 / 1_000.0;
-                self.send(encode::event_raw(names::LATENCY, &ms.to_string()), now);
+                self.send_probe(encode::event_raw(names::LATENCY, &ms.to_string()));
             }
-            self.send(config.latency_request.clone(), now);
+            self.send_probe(config.latency_request.clone());
         }
     }
 
@@ -531,15 +523,16 @@ impl Connection {
         }
     }
 
-    fn send(&mut self, frame: TextFrame, now: Instant) -> Delivery {
-        self.send_within(frame, self.config.limits.queue_bytes_max, now)
+    fn lives(&self) -> bool {
+        matches!(self.state, State::Open | State::Draining { .. })
     }
 
-    fn send_within(&mut self, frame: TextFrame, bytes_max: usize, now: Instant) -> Delivery {
-        if !matches!(self.state, State::Open | State::Draining { .. }) {
+    fn send(&mut self, frame: TextFrame, now: Instant) -> Delivery {
+        if !self.lives() {
             return Delivery::Closed;
         }
         let wake = self.outbox.is_empty();
+        let bytes_max = self.config.limits.queue_bytes_max;
         if self.outbox.push(frame, bytes_max).is_err() {
             let frame = CloseFrame {
                 code: CloseCode::TRY_AGAIN_LATER,
@@ -552,6 +545,29 @@ impl Connection {
             Delivery::Wake
         } else {
             Delivery::Queued
+        }
+    }
+
+    /// A reply never closes: one that finds the queue over its limit becomes an error, which is short.
+    fn send_reply(&mut self, id: u32, name: &str, frame: TextFrame) -> bool {
+        if !self.lives() {
+            return false;
+        }
+        let bytes_max = self.config.limits.queue_bytes_max;
+        if self.outbox.push_reply(frame, bytes_max).is_err() {
+            let error = CommandError::overload(format!(
+                "More than {bytes_max} bytes wait for this connection to read"
+            ));
+            self.outbox
+                .push_short(encode::reply_error(id, name, &error));
+        }
+        true
+    }
+
+    /// A probe of liveness or latency.
+    fn send_probe(&mut self, frame: TextFrame) {
+        if self.lives() {
+            self.outbox.push_short(frame);
         }
     }
 

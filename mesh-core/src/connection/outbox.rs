@@ -19,6 +19,9 @@ pub(super) struct Outbox {
     handed: usize,
     /// The socket took something since this was last asked.
     progress: bool,
+    /// The length of what was let in over the limit; until the queue has drained to a quarter of it, others get that much more
+    /// room. A long reply on a slow line is no reason to close whoever asked for it.
+    grown: usize,
 }
 
 impl Outbox {
@@ -27,14 +30,45 @@ impl Outbox {
         self.queued + self.handed
     }
 
-    /// Queues a frame unless that would exceed `bytes_max`. An empty queue admits any one frame.
-    pub(super) fn push(&mut self, frame: TextFrame, bytes_max: usize) -> Result<(), SlowPeer> {
-        if self.bytes() > 0 && self.bytes().saturating_add(frame.len()) > bytes_max {
+    /// Queues an event unless that would exceed `bytes_max`. An empty queue admits any one.
+    pub(super) fn push(&mut self, event: TextFrame, bytes_max: usize) -> Result<(), SlowPeer> {
+        let before = self.bytes();
+        if before <= bytes_max / 4 {
+            self.grown = 0;
+        }
+        let room = bytes_max.saturating_add(self.grown);
+        if before > 0 && before.saturating_add(event.len()) > room {
             return Err(SlowPeer);
         }
+        self.admit(event, bytes_max);
+        Ok(())
+    }
+
+    /// Queues what the peer asked for, as long as what is queued is within `bytes_max`, whatever its own length. Otherwise it is
+    /// handed back.
+    pub(super) fn push_reply(
+        &mut self,
+        reply: TextFrame,
+        bytes_max: usize,
+    ) -> Result<(), TextFrame> {
+        if self.bytes() > bytes_max {
+            return Err(reply);
+        }
+        self.admit(reply, bytes_max);
+        Ok(())
+    }
+
+    /// Queues a frame that is short and rare enough to need no limit.
+    pub(super) fn push_short(&mut self, frame: TextFrame) {
         self.queued += frame.len();
         self.queue.push_back(frame);
-        Ok(())
+    }
+
+    fn admit(&mut self, frame: TextFrame, bytes_max: usize) {
+        if self.bytes().saturating_add(frame.len()) > bytes_max {
+            self.grown = self.grown.max(frame.len());
+        }
+        self.push_short(frame);
     }
 
     /// Nothing waits for the driver.

@@ -507,3 +507,36 @@ fn long_replies_to_a_client_that_reads_never_close_it() {
     assert_eq!(client.replies(), expected);
     assert_eq!(client.close_code(), None);
 }
+
+#[test]
+fn long_replies_that_come_at_once_are_errors_rather_than_a_close() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let gate = Gate::default();
+    server.register_command("long", {
+        let gate = gate.clone();
+        move |_: Context| {
+            let gate = gate.clone();
+            async move {
+                gate.wait().await;
+                Ok("x".repeat(3 << 20))
+            }
+        }
+    });
+    let mut client = sim.connect(&server);
+    let ids = client.send_all(&vec![("long", json!({})); 8]);
+    sim.run();
+    client.block(true);
+    gate.open();
+    sim.run();
+    // Nothing is read for a while: the server's own probes do not close it either.
+    sim.advance(Duration::from_secs(12));
+    assert_eq!(client.close_code(), None);
+    client.block(false);
+    sim.run();
+    let mut answered = client.replies();
+    answered.sort_unstable();
+    let asked: Vec<u64> = ids.into_iter().map(u64::from).collect();
+    assert_eq!(answered, asked);
+    assert_eq!(client.close_code(), None);
+}
