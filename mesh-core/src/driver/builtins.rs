@@ -270,6 +270,8 @@ impl BuiltinCall<'_> {
             return self.reply(&SuccessReply { success: false });
         }
         let request: SetMyConnectionMetadata<'_> = payload::decode_object(self.json())?;
+        // Whoever lists all metadata as typed values must be able to read this client's.
+        payload::decode::<serde_json::Value>(request.metadata.get())?;
         let replace = request.options.unwrap_or_default().strategy == MetadataStrategy::Replace;
         let authenticated = self.ctx.connection.shared.authenticated.as_ref();
         let wished = request.metadata.get().into();

@@ -21,6 +21,9 @@ const BATCH: usize = 500;
 /// The pause between two batches, so that not all come back to the other instances at once.
 const BATCH_PAUSE: Duration = Duration::from_millis(10);
 
+/// The time for what comes behind the last close: hooks, and handshakes under way.
+const HANGING_TIME_MAX: Duration = Duration::from_millis(500);
+
 /// How often the end of the last connections is looked for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -112,9 +115,12 @@ impl MeshServer {
         if *is_over {
             return Ok(());
         }
+        // Whoever hangs beyond this, in a hook or a handshake, is left behind.
+        let give_up = server.runtime.now()
+            + server.drain_time
+            + server.config.limits.close_time_max
+            + HANGING_TIME_MAX;
         close_all(server).await;
-        let give_up =
-            server.runtime.now() + server.drain_time + 2 * server.config.limits.close_time_max;
         while server.admitted.load(std::sync::atomic::Ordering::Acquire) > 0
             && server.runtime.now() < give_up
         {
