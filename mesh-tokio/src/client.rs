@@ -1,5 +1,7 @@
 //! How a client gets its socket: DNS, TCP, TLS and the opening handshake.
 
+use std::{error::Error as _, io};
+
 use ::http::{HeaderMap, HeaderValue, Request, Uri, header::HOST};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -158,7 +160,10 @@ where
     mask_seed[..16].copy_from_slice(&secret);
 
     let head = head(target, &request.headers, &nonce)?;
-    let upgraded = match request::upgrade(stream, head).await? {
+    let upgraded = match request::upgrade(stream, head)
+        .await
+        .map_err(upgrade_error)?
+    {
         Outcome::Upgraded(upgraded) => upgraded,
         Outcome::Refused(status, body) => {
             return Err(ConnectError::Refused {
@@ -201,6 +206,26 @@ fn head(
         .headers_mut()
         .extend(handshake::request_headers(nonce));
     Ok(request)
+}
+
+/// Tells an answer that is no HTTP from a network that failed.
+fn upgrade_error(error: io::Error) -> ConnectError {
+    let cause = error
+        .get_ref()
+        .and_then(|cause| cause.downcast_ref::<hyper::Error>());
+    let Some(cause) = cause else {
+        return error.into();
+    };
+    match cause
+        .source()
+        .and_then(|source| source.downcast_ref::<io::Error>())
+    {
+        Some(io) => ConnectError::Io {
+            kind: io.kind(),
+            message: io.to_string(),
+        },
+        _ => ConnectError::Handshake(cause.to_string()),
+    }
 }
 
 fn text(body: &Bytes) -> String {

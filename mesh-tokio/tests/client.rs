@@ -117,7 +117,7 @@ async fn an_answer_that_is_no_handshake_is_an_error() {
 
     let address = scripted(|_| b"220 smtp.example.org\r\n".to_vec()).await;
     let error = connect_once(address).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Io { .. }), "{error:?}");
+    assert!(matches!(error, ConnectError::Handshake(_)), "{error:?}");
 }
 
 #[tokio::test]
