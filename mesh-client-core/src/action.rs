@@ -7,6 +7,8 @@ use mesh_core::{
     websocket::{CloseCode, TextFrame},
 };
 
+use crate::failure::{ConnectError, Loss};
+
 /// One subscription of a channel. Several of one channel share one subscription on the wire.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SubscriptionId(pub(crate) u64);
@@ -47,6 +49,15 @@ pub enum Action<T> {
         name: String,
         /// Its payload as JSON, as it came.
         payload: String,
+    },
+    /// An attempt came to nothing or the connection was lost: worth a line in the log. What follows from it is told by a
+    /// [`Status`].
+    Failed {
+        /// Why.
+        error: ConnectError,
+        /// Whether it is the first of a series; the others are more of the same. A series ends with a connection that is up
+        /// for `stable_after`, so that a server that accepts and drops at once does not fill the log.
+        is_first: bool,
     },
     /// The server lost touch with its backend: messages of the channel may be missing here.
     Gap {
@@ -90,8 +101,8 @@ pub enum Outcome {
     Closed,
     /// The connection is up, subscriptions, rooms and metadata included.
     Connected,
-    /// The client ended before it was connected.
-    ConnectFailed,
+    /// The client ended before it was connected, because of this.
+    ConnectFailed(ConnectError),
     /// It was sent and the connection went before a reply: whether it was carried out is unknown.
     Disconnected,
     /// The room was joined.
@@ -163,8 +174,8 @@ pub enum Status {
     },
     /// The connection is gone.
     Disconnected {
-        /// The code of the server's close frame, if there was one.
-        code: Option<CloseCode>,
+        /// What it was lost to.
+        loss: Loss,
     },
     /// The server did not take the metadata back after a reconnect; it is no longer put back.
     MetadataRefused(Refusal),
@@ -172,7 +183,10 @@ pub enum Status {
     Reconnected,
     /// The client gave up: `max_reconnect_attempts` were in vain, the very first attempt was with `fail_fast`, or
     /// no attempt can ever succeed.
-    ReconnectFailed,
+    ReconnectFailed {
+        /// Why the last attempt failed, or the connection was lost.
+        error: ConnectError,
+    },
     /// The server refused the upgrade with 401 or 403. The client does not try again by itself.
     Refused {
         /// The HTTP status.
@@ -191,24 +205,9 @@ pub enum Status {
     Waiting {
         /// How long.
         delay: Duration,
+        /// Why there is no connection: what the last attempt failed for, or what the connection was lost to.
+        error: ConnectError,
     },
-}
-
-/// Why an attempt to connect failed, as far as it matters for what comes next.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
-pub enum Failure {
-    /// No attempt with these options can succeed, such as a broken URL. Ends the client.
-    Permanent,
-    /// The server answered the upgrade with another HTTP status: 401 and 403 end the client, 503 is overload, others are retried.
-    Refused {
-        /// The HTTP status.
-        status: u16,
-        /// The answer's body, for [`Status::Refused`].
-        body: String,
-    },
-    /// Anything else. Retried.
-    Transient,
 }
 
 /// How a command is to be treated.

@@ -11,11 +11,12 @@ use mesh_core::websocket::CloseCode;
 
 use self::connection::State;
 use crate::{
-    action::{Action, Failure, Outcome, Stats},
+    action::{Action, Outcome, Stats},
     backoff::Backoff,
     config::ClientConfig,
     correlation::Correlator,
     desired::{Desired, Op, OpKind, Target},
+    failure::{ConnectError, Loss},
     queue::{Command, Queue},
     time::TICK,
 };
@@ -52,6 +53,8 @@ pub struct Client<T> {
     was_online: bool,
     backoff: Backoff,
     connecting: Vec<T>, // who waits to be connected
+    last_error: Option<ConnectError>,
+    failing: bool, // nothing was stable since the last failure
     correlator: Correlator<InFlight<T>, Option<Target>>,
     queue: Queue<T>,
     desired: Desired<T>,
@@ -92,6 +95,8 @@ impl<T> Client<T> {
             reconnects: 0,
             was_online: false,
             connecting: Vec::new(),
+            last_error: None,
+            failing: false,
             correlator: Correlator::new(),
             queue: Queue::new(),
             desired: Desired::new(),
@@ -145,6 +150,12 @@ impl<T> Client<T> {
         matches!(&self.state, State::Online(online) if online.since.is_some())
     }
 
+    /// Why there is no connection: what the last attempt failed for, or what the connection was lost to. `None` until
+    /// something fails, once the connection is up, and when an ended client is connected anew.
+    pub fn last_error(&self) -> Option<&ConnectError> {
+        self.last_error.as_ref()
+    }
+
     /// What was ignored so far.
     pub fn stats(&self) -> Stats {
         self.stats
@@ -163,21 +174,26 @@ impl<T> Client<T> {
             self.complete(command.token, Outcome::Timeout { after, sent });
         }
         self.desired.handle_timeout(now, &mut self.actions);
-        let mut useless = self.expire_in_flight(now);
-        if let State::Online(online) = &mut self.state {
-            useless |= online.liveness.handle_timeout(now);
+        let mut loss = self.expire_in_flight(now).then_some(Loss::Unanswered);
+        if let State::Online(online) = &mut self.state
+            && online.liveness.handle_timeout(now)
+        {
+            loss = Some(Loss::Silent);
         }
-        match &mut self.state {
+        match &self.state {
             State::Backoff { until } if *until <= now => self.connect(now),
             State::Connecting { deadline } if *deadline <= now => {
                 self.drop_socket(CloseCode::GOING_AWAY);
-                self.attempt_failed(Failure::Transient, now);
+                let timeout = self.config.connect_timeout;
+                self.attempt_failed(ConnectError::Timeout(timeout), now);
             }
-            State::Online(_) if useless => {
-                self.drop_socket(CloseCode::GOING_AWAY);
-                self.lost(None, now);
-            }
-            State::Online(_) => self.pump(now),
+            State::Online(_) => match loss {
+                Some(loss) => {
+                    self.drop_socket(CloseCode::GOING_AWAY);
+                    self.lost(loss, now);
+                }
+                None => self.pump(now),
+            },
             State::Backoff { .. } | State::Connecting { .. } | State::Ended | State::Offline => {}
         }
     }

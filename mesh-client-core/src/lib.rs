@@ -12,13 +12,15 @@ mod correlation;
 mod desired;
 #[cfg(feature = "driver")]
 pub mod driver;
+mod failure;
 mod liveness;
 mod queue;
 mod shapes;
 mod time;
 
 pub use action::{
-    Action, CommandOptions, Failure, OfflinePolicy, Outcome, Refusal, Stats, Status, SubscriptionId,
+    Action, CommandOptions, OfflinePolicy, Outcome, Refusal, Stats, Status, SubscriptionId,
 };
 pub use client::Client;
 pub use config::{ClientConfig, Reconnect};
+pub use failure::{ConnectError, Loss};

@@ -65,11 +65,10 @@ pub use client::TokioConnector;
 pub use error::{Error, Result};
 pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerExt};
 pub use mesh_client_core::{
-    Stats, Status,
+    ConnectError, Loss, Stats, Status,
     driver::{
         CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture,
-        ConnectError, EventError, Events, MeshClient, Notices, SubscribeCall, Subscription,
-        SubscriptionEnd,
+        EventError, Events, MeshClient, Notices, SubscribeCall, Subscription, SubscriptionEnd,
     },
 };
 pub use mesh_core::{

@@ -278,6 +278,34 @@ mod tls {
     }
 
     #[tokio::test]
+    async fn a_server_without_tls_is_told_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n";
+            stream.write_all(answer).await.unwrap();
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let url = format!("wss://localhost:{port}");
+        let client = MeshClient::builder(&url)
+            .reconnect_interval(PATIENCE)
+            .build()
+            .unwrap();
+        let mut statuses = client.on_status();
+        let theirs = client.clone();
+        tokio::spawn(async move { theirs.open().await });
+        let error = loop {
+            match patiently("a status", statuses.next()).await {
+                Some(Status::Waiting { error, .. }) => break error,
+                other => assert!(other.is_some(), "the client is gone"),
+            }
+        };
+        assert!(matches!(error, ConnectError::Tls(_)), "{error:?}");
+        assert_eq!(client.last_error(), Some(error));
+    }
+
+    #[tokio::test]
     async fn a_root_that_is_no_certificate_is_an_error_and_not_tried_again() {
         let (address, _root) = serve_tls(PATIENCE).await;
         let url = format!("wss://localhost:{}", address.port());

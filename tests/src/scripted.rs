@@ -157,15 +157,19 @@ impl Attempt {
 
     /// Answers with this status and body, and ends the connection.
     #[track_caller]
-    pub fn refuse(mut self, status: u16, body: &str) {
-        self.head();
+    pub fn refuse(self, status: u16, body: &str) {
         let answer = format!(
             "HTTP/1.1 {status} No\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
         );
-        self.stream
-            .write_all(answer.as_bytes())
-            .expect("the client reads");
+        self.answer(answer.as_bytes());
+    }
+
+    /// Answers with these bytes, whatever they are, and ends the connection.
+    #[track_caller]
+    pub fn answer(mut self, bytes: &[u8]) {
+        self.head();
+        self.stream.write_all(bytes).expect("the client reads");
         drop(self.stream.shutdown(Shutdown::Write));
         read_to_end(&mut self.stream);
     }

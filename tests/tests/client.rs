@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use mesh_tests::wire::{self, BINARY, FIN, PING, PONG, TEXT};
 use mesh_tests::{Incoming, PATIENCE, Peer, Scripted};
 use mesh_tokio::prelude::*;
-use mesh_tokio::{ClientBuilder, SubscriptionEnd};
+use mesh_tokio::{ClientBuilder, Notices, SubscriptionEnd};
 use serde_json::{Value, json};
 
 use crate::common::{A_WHILE, SOON, connect, disconnected, patiently, reconnected, status, until};
@@ -515,7 +515,7 @@ async fn a_server_that_closes_with_try_again_later_is_given_time() {
     for longest in [200, 400] {
         assert_eq!(disconnected(&mut statuses).await, Some(1013));
         let delay = status(&mut statuses, |status| match status {
-            Status::Waiting { delay } => Some(delay.as_millis()),
+            Status::Waiting { delay, .. } => Some(delay.as_millis()),
             _ => None,
         })
         .await;
@@ -524,6 +524,110 @@ async fn a_server_that_closes_with_try_again_later_is_given_time() {
     reconnected(&mut statuses).await;
     assert_eq!(echo(&client, "x").await.unwrap(), "x");
     assert_waits(&server, &[100, 200]);
+}
+
+/// The next wait: how long, and why.
+async fn waiting(statuses: &mut Notices<Status>) -> (Duration, ConnectError) {
+    status(statuses, |status| match status {
+        Status::Waiting { delay, error } => Some((delay, error)),
+        _ => None,
+    })
+    .await
+}
+
+/// Opens a client in the background.
+fn open(client: &MeshClient) -> tokio::task::JoinHandle<Result<(), ConnectError>> {
+    let client = client.clone();
+    tokio::spawn(async move { client.open().await })
+}
+
+#[tokio::test]
+async fn each_failed_attempt_says_why_until_one_succeeds() {
+    let server = Scripted::start(|number, attempt| match number {
+        0 => attempt.refuse(503, "full"),
+        1 => attempt.answer(b"\x15\x03\x01\x00\x02\x02\x16 this is no HTTP\r\n\r\n"),
+        2 => attempt.answer(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Accept: bm9uc2Vuc2U=\r\n\r\n",
+        ),
+        3 => attempt.answer(b""),
+        4 => attempt.ignore(),
+        _ => {
+            let mut peer = attempt.accept();
+            let request = peer.request();
+            peer.reply(&request, "up");
+            assert_eq!(peer.close(1001), Some(1001));
+        }
+    });
+    let allowed = Duration::from_millis(500);
+    let client = builder(&server).connect_timeout(allowed).build().unwrap();
+    let mut statuses = client.on_status();
+    assert_eq!(client.last_error(), None);
+    let opening = open(&client);
+
+    let (delay, error) = waiting(&mut statuses).await;
+    assert_eq!(delay, SOON);
+    let (status, body) = (503, "full".to_owned());
+    assert_eq!(error, ConnectError::Refused { status, body });
+    assert_eq!(error.to_string(), "the server refused with 503: full");
+    for nonsense in ["no HTTP", "a wrong key", "nothing"] {
+        let (_, error) = waiting(&mut statuses).await;
+        let is_handshake = matches!(error, ConnectError::Handshake(_));
+        assert!(is_handshake, "{nonsense} is {error:?}");
+    }
+    let (_, error) = waiting(&mut statuses).await;
+    assert_eq!(error, ConnectError::Timeout(allowed));
+
+    patiently("a connection", opening).await.unwrap().unwrap();
+    assert_eq!(client.last_error(), None);
+    assert_eq!(echo(&client, "x").await.unwrap(), "up");
+    let (_, error) = waiting(&mut statuses).await;
+    let ConnectError::Lost(loss) = error else {
+        panic!("not a lost connection: {error:?}");
+    };
+    assert_eq!(loss.code().map(CloseCode::as_u16), Some(1001));
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_told_as_such() {
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ws://{}", closed.local_addr().unwrap());
+    drop(closed);
+    let builder = MeshClient::builder(&url).reconnect_interval(PATIENCE);
+    let client = builder.build().unwrap();
+    let mut statuses = client.on_status();
+    let opening = open(&client);
+    let (delay, error) = waiting(&mut statuses).await;
+    assert_eq!(delay, PATIENCE);
+    let ConnectError::Io { kind, .. } = error else {
+        panic!("not the network's error: {error:?}");
+    };
+    assert_eq!(kind, std::io::ErrorKind::ConnectionRefused);
+    // For who did not listen, as long as there is no connection.
+    assert_eq!(client.last_error(), Some(error));
+    patiently("the end", client.close()).await;
+    let opened = patiently("an outcome", opening).await.unwrap();
+    assert_eq!(opened, Err(ConnectError::Closed));
+}
+
+#[tokio::test]
+async fn what_ends_a_client_stays_to_be_read() {
+    let server = Scripted::start(|number, attempt| match number {
+        0 => attempt.accept().cut(),
+        _ => attempt.refuse(502, "down"),
+    });
+    let builder = builder(&server).max_reconnect_attempts(2);
+    let client = builder.build().unwrap();
+    let mut statuses = client.on_status();
+    let _ = patiently("an outcome", client.open()).await;
+    let ended = status(&mut statuses, |status| match status {
+        Status::ReconnectFailed { error } => Some(error),
+        _ => None,
+    });
+    let (status, body) = (502, "down".to_owned());
+    let error = ConnectError::Refused { status, body };
+    assert_eq!(ended.await, error);
+    assert_eq!(client.last_error(), Some(error));
 }
 
 #[tokio::test]

@@ -6,7 +6,8 @@ use mesh_core::websocket::CloseCode;
 
 use super::{Client, InFlight};
 use crate::{
-    action::{Action, Failure, Outcome, Status},
+    action::{Action, Outcome, Status},
+    failure::{ConnectError, Loss},
     liveness::Liveness,
     time::after,
 };
@@ -52,6 +53,8 @@ impl<T> Client<T> {
         if matches!(self.state, State::Ended | State::Offline) {
             self.was_online = false;
             self.reconnects = 0;
+            self.last_error = None;
+            self.failing = false;
             self.backoff.reset();
             self.connect(now);
         }
@@ -63,7 +66,7 @@ impl<T> Client<T> {
         self.now = Some(now);
         if !matches!(self.state, State::Ended) {
             self.drop_socket(CloseCode::NORMAL);
-            self.end(Status::Closed);
+            self.end(Status::Closed, &ConnectError::Closed);
         }
     }
 
@@ -84,21 +87,24 @@ impl<T> Client<T> {
         self.pump(now);
     }
 
-    /// The attempt came to nothing.
-    pub fn handle_socket_failed(&mut self, attempt: u64, failure: Failure, now: Instant) {
+    /// The attempt came to nothing, because of `error`.
+    ///
+    /// What can never succeed ends the client, as does a refusal with 401 or 403; 503 is overload; anything else is
+    /// tried again.
+    pub fn handle_socket_failed(&mut self, attempt: u64, error: ConnectError, now: Instant) {
         self.now = Some(now);
         if attempt != self.attempt || !matches!(self.state, State::Connecting { .. }) {
             self.stats.stale_events += 1;
             return;
         }
-        self.attempt_failed(failure, now);
+        self.attempt_failed(error, now);
     }
 
-    /// The attempt's socket is over; `code` is that of the server's close frame.
-    pub fn handle_socket_closed(&mut self, attempt: u64, code: Option<CloseCode>, now: Instant) {
+    /// The attempt's socket is over, because of `loss`.
+    pub fn handle_socket_closed(&mut self, attempt: u64, loss: Loss, now: Instant) {
         self.now = Some(now);
         if self.is_current(attempt) {
-            self.lost(code, now);
+            self.lost(loss, now);
         }
     }
 
@@ -124,6 +130,7 @@ impl<T> Client<T> {
         }
         online.since = Some(now);
         self.reconnects = 0;
+        self.last_error = None;
         let status = if self.was_online {
             Status::Reconnected
         } else {
@@ -136,58 +143,83 @@ impl<T> Client<T> {
         }
     }
 
-    pub(super) fn attempt_failed(&mut self, failure: Failure, now: Instant) {
-        match failure {
-            Failure::Refused {
+    pub(super) fn attempt_failed(&mut self, error: ConnectError, now: Instant) {
+        self.failed(&error);
+        match &error {
+            ConnectError::Refused {
                 status: status @ (401 | 403),
                 body,
-            } => self.end(Status::Refused { status, body }),
-            Failure::Permanent => self.end(Status::ReconnectFailed),
-            _ if self.config.fail_fast && !self.was_online => self.end(Status::ReconnectFailed),
-            Failure::Refused { status, .. } => self.back_off(status == 503, now),
-            Failure::Transient => self.back_off(false, now),
+            } => {
+                let (status, body) = (*status, body.clone());
+                self.end(Status::Refused { status, body }, &error);
+            }
+            _ if error.is_permanent() || self.gives_up() => self.give_up(&error),
+            _ => {
+                let overloaded = matches!(error, ConnectError::Refused { status: 503, .. });
+                self.back_off(overloaded, error, now);
+            }
         }
     }
 
     /// The connection is over, and its socket closed or given up.
-    pub(super) fn lost(&mut self, code: Option<CloseCode>, now: Instant) {
-        let overloaded = code == Some(CloseCode::TRY_AGAIN_LATER);
+    pub(super) fn lost(&mut self, loss: Loss, now: Instant) {
+        let overloaded = loss.code() == Some(CloseCode::TRY_AGAIN_LATER);
         if let State::Online(Online {
             since: Some(since), ..
         }) = &self.state
             && now.saturating_duration_since(*since) >= self.config.stable_after
-            && !overloaded
         {
-            self.backoff.reset();
+            self.failing = false;
+            if !overloaded {
+                self.backoff.reset();
+            }
         }
+        let error = loss.clone().into();
+        self.failed(&error);
         self.state = State::Offline;
         self.forget_connection(true, now);
         self.actions
-            .push_back(Action::Status(Status::Disconnected { code }));
+            .push_back(Action::Status(Status::Disconnected { loss }));
         if !self.config.should_reconnect {
-            self.end(Status::Closed);
-        } else if self.config.fail_fast && !self.was_online {
-            self.end(Status::ReconnectFailed);
+            self.end(Status::Closed, &error);
+        } else if self.gives_up() {
+            self.give_up(&error);
         } else {
-            self.back_off(overloaded, now);
+            self.back_off(overloaded, error, now);
         }
     }
 
-    fn back_off(&mut self, overloaded: bool, now: Instant) {
-        if self
-            .config
-            .max_reconnect_attempts
-            .is_some_and(|max| self.reconnects >= max)
-        {
-            return self.end(Status::ReconnectFailed);
-        }
+    /// Keeps the reason for who asks, and hands it out for the log.
+    fn failed(&mut self, error: &ConnectError) {
+        self.last_error = Some(error.clone());
+        let is_first = !std::mem::replace(&mut self.failing, true);
+        self.actions.push_back(Action::Failed {
+            error: error.clone(),
+            is_first,
+        });
+    }
+
+    /// Whether there is no next attempt.
+    fn gives_up(&self) -> bool {
+        let max = self.config.max_reconnect_attempts;
+        max.is_some_and(|max| self.reconnects >= max) || self.config.fail_fast && !self.was_online
+    }
+
+    fn give_up(&mut self, error: &ConnectError) {
+        let status = Status::ReconnectFailed {
+            error: error.clone(),
+        };
+        self.end(status, error);
+    }
+
+    fn back_off(&mut self, overloaded: bool, error: ConnectError, now: Instant) {
         self.reconnects = self.reconnects.saturating_add(1);
         let delay = self.backoff.next(overloaded);
         self.state = State::Backoff {
             until: after(now, delay),
         };
         self.actions
-            .push_back(Action::Status(Status::Waiting { delay }));
+            .push_back(Action::Status(Status::Waiting { delay, error }));
     }
 
     /// Gives up the current attempt's socket.
@@ -224,7 +256,7 @@ impl<T> Client<T> {
     }
 
     /// The end, until somebody connects again: everybody gets an outcome.
-    fn end(&mut self, status: Status) {
+    fn end(&mut self, status: Status, error: &ConnectError) {
         self.state = State::Ended;
         if let Some(now) = self.now {
             self.forget_connection(false, now);
@@ -239,7 +271,7 @@ impl<T> Client<T> {
             self.complete(command.token, outcome);
         }
         for token in std::mem::take(&mut self.connecting) {
-            self.complete(token, Outcome::ConnectFailed);
+            self.complete(token, Outcome::ConnectFailed(error.clone()));
         }
         self.actions.push_back(Action::Status(status));
     }

@@ -7,13 +7,13 @@ use std::{
 
 use mesh_core::{
     protocol::{Dialect, parse},
-    websocket::CloseCode,
+    websocket::{CloseCode, CloseFrame},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
-    Action, Client, ClientConfig, CommandOptions, Failure, OfflinePolicy, Outcome, Status,
-    SubscriptionId, time::origin,
+    Action, Client, ClientConfig, CommandOptions, ConnectError, Loss, OfflinePolicy, Outcome,
+    Status, SubscriptionId, time::origin,
 };
 
 const QUEUE_MAX: usize = 6;
@@ -45,7 +45,7 @@ enum Step {
     },
     Connect,
     Event,
-    Fail(Failure),
+    Fail(ConnectError),
     Gap(u8),
     Join(u8),
     Leave(u8),
@@ -76,17 +76,22 @@ fn how() -> impl Strategy<Value = How> {
     ]
 }
 
-fn refused(status: u16) -> Failure {
+fn closed(code: Option<CloseCode>) -> Loss {
+    let reason = String::new();
+    Loss::Closed(code.map(|code| CloseFrame { code, reason }))
+}
+
+fn refused(status: u16) -> ConnectError {
     let body = String::new();
-    Failure::Refused { status, body }
+    ConnectError::Refused { status, body }
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let failure = prop_oneof![
-        4 => Just(Failure::Transient),
+    let error = prop_oneof![
+        4 => Just(ConnectError::Tls("no".to_owned())),
         2 => Just(refused(503)),
         1 => Just(refused(401)),
-        1 => Just(Failure::Permanent),
+        1 => Just(ConnectError::Usage("never")),
     ];
     let code = prop_oneof![
         Just(None),
@@ -104,7 +109,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
                 .prop_map(|(timeout, idempotent, fail)| Step::Command { timeout, idempotent, fail }),
             3 => Just(Step::Connect),
             1 => Just(Step::Event),
-            2 => failure.prop_map(Step::Fail),
+            2 => error.prop_map(Step::Fail),
             1 => (0..3u8).prop_map(Step::Gap),
             2 => (0..3u8).prop_map(Step::Join),
             1 => (0..3u8).prop_map(Step::Leave),
@@ -190,6 +195,10 @@ struct World {
     answered: Vec<String>,
     server: Server,
     connect_after: Option<Instant>,
+    told: Option<ConnectError>, // the failure that the step under way reports
+    failure: Option<ConnectError>, // the last one, while nothing is up
+    up_since: Option<Instant>,
+    stable: bool, // no failure since something was
     may: May,
     ended: bool,
     log: Vec<String>,
@@ -229,6 +238,10 @@ impl World {
             answered: Vec::new(),
             server: Server::default(),
             connect_after: None,
+            told: None,
+            failure: None,
+            up_since: None,
+            stable: true,
             may: May::Nothing,
             ended: false,
             log: Vec::new(),
@@ -301,6 +314,9 @@ impl World {
             }
             Step::Connect => {
                 let token = self.ask(Asked::Connect);
+                if self.ended {
+                    (self.failure, self.stable) = (None, true);
+                }
                 self.ended = false;
                 self.client.handle_connect(token, now);
             }
@@ -308,11 +324,12 @@ impl World {
                 self.may = May::Event;
                 self.text(r#"{"command":"news","payload":{"a":1}}"#);
             }
-            Step::Fail(failure) => {
+            Step::Fail(error) => {
                 if let Wire::Connecting(attempt) = self.wire {
                     self.wire = Wire::None;
+                    self.told = Some(error.clone());
                     self.client
-                        .handle_socket_failed(attempt, failure.clone(), now);
+                        .handle_socket_failed(attempt, error.clone(), now);
                 }
             }
             Step::Gap(channel) => {
@@ -364,7 +381,9 @@ impl World {
             Step::SocketClosed(code) => {
                 if let Wire::Open(attempt) = self.wire {
                     self.hang_up();
-                    self.client.handle_socket_closed(attempt, *code, now);
+                    let loss = closed(*code);
+                    self.told = Some(loss.clone().into());
+                    self.client.handle_socket_closed(attempt, loss, now);
                 }
             }
             Step::Stale(kind) if self.attempts > 1 => {
@@ -374,10 +393,10 @@ impl World {
                 };
                 match kind {
                     0 => self.client.handle_socket_opened(old, now),
-                    1 => self.client.handle_socket_closed(old, None, now),
+                    1 => self.client.handle_socket_closed(old, Loss::Gone, now),
                     2 => self
                         .client
-                        .handle_socket_failed(old, Failure::Permanent, now),
+                        .handle_socket_failed(old, ConnectError::Closed, now),
                     3 => self.client.handle_backlog(old, usize::MAX, now),
                     _ => self
                         .client
@@ -509,6 +528,8 @@ impl World {
                 in_flight += usize::from(*sent);
             }
         }
+        prop_assert_eq!(&self.told, &None, "a failure that nobody is told of");
+        prop_assert_eq!(self.client.last_error(), self.failure.as_ref());
         prop_assert!(waiting <= QUEUE_MAX, "{waiting} commands wait");
         prop_assert!(in_flight <= IN_FLIGHT_MAX, "{in_flight} commands in flight");
         if self.ended {
@@ -537,6 +558,21 @@ impl World {
                 self.check_delivery(subscription)?;
             }
             Action::Event { .. } => prop_assert_eq!(self.may, May::Event),
+            Action::Failed { error, is_first } => {
+                match self.told.take() {
+                    Some(told) => prop_assert_eq!(&error, &told),
+                    // The client itself lost its patience.
+                    None => prop_assert!(matches!(
+                        error,
+                        ConnectError::Timeout(_)
+                            | ConnectError::Lost(Loss::Silent | Loss::Unanswered)
+                    )),
+                }
+                let up = self.up_since.take().map(|since| self.now - since);
+                self.stable |= up.is_some_and(|up| up >= ClientConfig::default().stable_after);
+                prop_assert_eq!(is_first, self.stable);
+                (self.failure, self.stable) = (Some(error), false);
+            }
             Action::Latency(_) => prop_assert_eq!(self.may, May::Latency),
             Action::CloseSocket { attempt, .. } => {
                 prop_assert_eq!(attempt, self.attempt(), "there is no such socket");
@@ -649,7 +685,9 @@ impl World {
                 *sent == (*sends > 0) && self.now >= *due
             }
             (Asked::Connect, Outcome::Connected) => matches!(self.wire, Wire::Open(_)),
-            (Asked::Connect, Outcome::ConnectFailed) => true,
+            (Asked::Connect, Outcome::ConnectFailed(error)) => {
+                *error == ConnectError::Closed || Some(error) == self.failure.as_ref()
+            }
             (Asked::Join(_), Outcome::Joined { .. })
             | (Asked::Leave, Outcome::Left)
             | (Asked::Metadata(_), Outcome::MetadataSet)
@@ -696,6 +734,7 @@ impl World {
     fn check_status(&mut self, status: Status) -> Result<(), TestCaseError> {
         match status {
             Status::Connected | Status::Reconnected => {
+                (self.failure, self.up_since) = (None, Some(self.now));
                 for subscriber in self
                     .subscribers
                     .values()
@@ -717,7 +756,8 @@ impl World {
                     );
                 }
             }
-            Status::Disconnected { .. } => {
+            Status::Disconnected { loss } => {
+                prop_assert_eq!(self.failure.clone(), Some(loss.into()));
                 prop_assert!(matches!(self.wire, Wire::None));
                 for asked in self.asked.values_mut() {
                     if let Asked::Command {
@@ -735,12 +775,24 @@ impl World {
                     }
                 }
             }
-            Status::Waiting { delay } => {
+            Status::Waiting { delay, error } => {
                 prop_assert!(delay > Duration::ZERO && delay <= CAP);
                 self.connect_after = Some(self.now + delay);
+                prop_assert_eq!(self.failure.as_ref(), Some(&error));
             }
-            Status::Closed | Status::ReconnectFailed | Status::Refused { .. } => {
+            Status::Closed | Status::ReconnectFailed { .. } | Status::Refused { .. } => {
+                match status {
+                    Status::ReconnectFailed { error } => {
+                        prop_assert_eq!(self.failure.as_ref(), Some(&error));
+                    }
+                    Status::Refused { status, body } => {
+                        let error = ConnectError::Refused { status, body };
+                        prop_assert_eq!(self.failure.as_ref(), Some(&error));
+                    }
+                    _ => {}
+                }
                 self.ended = true;
+                self.up_since = None;
                 self.connect_after = None;
                 self.rooms.clear();
                 self.metadata = None;

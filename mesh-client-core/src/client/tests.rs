@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use mesh_core::{protocol::parse, websocket::CloseCode};
+use mesh_core::{
+    protocol::parse,
+    websocket::{CloseCode, CloseFrame},
+};
 
 use crate::{
-    Action, Client, ClientConfig, CommandOptions, Failure, OfflinePolicy, Outcome, Refusal, Status,
-    time::origin,
+    Action, Client, ClientConfig, CommandOptions, ConnectError, Loss, OfflinePolicy, Outcome,
+    Refusal, Status, time::origin,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -86,6 +89,18 @@ impl Bench {
     }
 }
 
+fn network() -> ConnectError {
+    ConnectError::Io {
+        kind: std::io::ErrorKind::ConnectionRefused,
+        message: "refused".to_owned(),
+    }
+}
+
+fn closed(code: CloseCode) -> Loss {
+    let reason = "bye".to_owned();
+    Loss::Closed(Some(CloseFrame { code, reason }))
+}
+
 fn timeout(seconds: u64) -> CommandOptions {
     CommandOptions {
         timeout: Some(Duration::from_secs(seconds)),
@@ -156,7 +171,7 @@ fn pending_commands_end_at_the_disconnect_and_only_idempotent_ones_are_repeated(
     bench.command(1, idempotent());
     bench.command(2, CommandOptions::default());
     assert_eq!(bench.sent().len(), 2);
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     assert_eq!(bench.outcomes(), [(2, Outcome::Disconnected)]);
     bench.wait(20 * SECOND);
     bench.client.handle_socket_opened(2, bench.now);
@@ -171,16 +186,14 @@ fn pending_commands_end_at_the_disconnect_and_only_idempotent_ones_are_repeated(
 #[test]
 fn a_dead_sockets_late_events_never_touch_its_successor() {
     let mut bench = Bench::online();
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.reopen(2);
     bench.command(1, timeout(5));
     bench.actions();
     bench.text(1, r#"{"id":0,"command":"x","payload":1}"#);
     bench.text(1, r#"{"command":"e","payload":1}"#);
-    bench.client.handle_socket_closed(1, None, bench.now);
-    bench
-        .client
-        .handle_socket_failed(1, Failure::Transient, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.client.handle_socket_failed(1, network(), bench.now);
     bench.client.handle_socket_opened(1, bench.now);
     assert_eq!(bench.actions(), []);
     assert!(bench.client.is_online());
@@ -224,7 +237,7 @@ fn what_was_granted_is_put_back_before_the_reconnect_is_reported() {
 
     bench
         .client
-        .handle_socket_closed(1, Some(CloseCode::GOING_AWAY), bench.now);
+        .handle_socket_closed(1, closed(CloseCode::GOING_AWAY), bench.now);
     bench.command(4, CommandOptions::default());
     bench.wait(2 * SECOND);
     bench.client.handle_socket_opened(2, bench.now);
@@ -281,7 +294,7 @@ fn an_unavailable_backend_delays_the_report_but_not_the_commands() {
         1,
         r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
     );
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.command(2, CommandOptions::default());
     bench.wait(2 * SECOND);
     bench.client.handle_socket_opened(2, bench.now);
@@ -317,7 +330,7 @@ fn a_refused_resubscription_ends_and_the_rest_goes_on() {
         1,
         r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
     );
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.reopen(2);
     bench.actions();
     bench.text(
@@ -351,7 +364,7 @@ fn a_server_that_never_puts_back_is_left() {
         1,
         r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
     );
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.reopen(2);
     bench.actions();
     bench.wait(30 * SECOND);
@@ -507,7 +520,7 @@ fn a_silent_server_is_dropped_after_the_second_missed_ping() {
         "{actions:?}"
     );
     assert!(
-        matches!(actions[2], Action::Status(Status::Waiting { .. })),
+        matches!(actions[3], Action::Status(Status::Waiting { .. })),
         "{actions:?}"
     );
 }
@@ -519,11 +532,11 @@ fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
         bench.client.handle_connect(1, bench.now);
         bench.actions();
         let body = "not you".to_owned();
-        let failure = Failure::Refused {
+        let error = ConnectError::Refused {
             status,
             body: body.clone(),
         };
-        bench.client.handle_socket_failed(1, failure, bench.now);
+        bench.client.handle_socket_failed(1, error, bench.now);
         assert_eq!(bench.statuses(), [Status::Refused { status, body }]);
         assert_eq!(bench.client.poll_timeout(), None);
     }
@@ -531,21 +544,28 @@ fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
     bench.client.handle_connect(1, bench.now);
     for attempt in 1..20 {
         bench.actions();
-        let failure = if attempt % 2 == 0 {
-            Failure::Refused {
+        let error = if attempt % 2 == 0 {
+            ConnectError::Refused {
                 status: 503,
                 body: String::new(),
             }
         } else {
-            Failure::Transient
+            network()
         };
         bench
             .client
-            .handle_socket_failed(attempt, failure, bench.now);
+            .handle_socket_failed(attempt, error.clone(), bench.now);
         let statuses = bench.statuses();
-        let [Status::Waiting { delay }] = statuses[..] else {
+        let &[
+            Status::Waiting {
+                delay,
+                error: ref told,
+            },
+        ] = &statuses[..]
+        else {
             panic!("{statuses:?}");
         };
+        assert_eq!(told, &error);
         let longest = (Duration::from_millis(500) * (1 << (attempt - 1).min(6))).min(30 * SECOND);
         assert!(
             delay <= longest && (attempt % 2 == 1 || delay >= longest / 2),
@@ -556,18 +576,131 @@ fn forbidden_ends_overload_waits_and_anything_else_is_retried() {
 }
 
 #[test]
+fn the_reason_is_told_with_what_follows_and_kept_until_the_connection_is_up() {
+    let mut bench = Bench::new(|config| config.max_reconnect_attempts = Some(1));
+    bench.client.handle_connect(1, bench.now);
+    assert_eq!(bench.client.last_error(), None);
+    bench.client.handle_socket_failed(1, network(), bench.now);
+    assert_eq!(bench.client.last_error(), Some(&network()));
+    bench.wait(SECOND);
+    assert_eq!(
+        bench.client.last_error(),
+        Some(&network()),
+        "an attempt is no success"
+    );
+    bench.client.handle_socket_opened(2, bench.now);
+    assert_eq!(bench.client.last_error(), None);
+    bench.actions();
+
+    let loss = closed(CloseCode::GOING_AWAY);
+    let error = ConnectError::from(loss.clone());
+    bench
+        .client
+        .handle_socket_closed(2, loss.clone(), bench.now);
+    assert_eq!(bench.client.last_error(), Some(&error));
+    let statuses = bench.statuses();
+    assert_eq!(statuses[0], Status::Disconnected { loss });
+    assert!(
+        matches!(&statuses[1], Status::Waiting { error: told, .. } if *told == error),
+        "{statuses:?}"
+    );
+
+    // The attempt that hangs is the last one.
+    bench.wait(SECOND);
+    bench.wait(10 * SECOND);
+    let error = ConnectError::Timeout(10 * SECOND);
+    let ended = Status::ReconnectFailed {
+        error: error.clone(),
+    };
+    assert_eq!(bench.statuses().last(), Some(&ended));
+    assert_eq!(bench.client.last_error(), Some(&error));
+    bench.client.handle_close(bench.now);
+    assert_eq!(
+        bench.client.last_error(),
+        Some(&error),
+        "what ended it stays to be read"
+    );
+    bench.client.handle_connect(2, bench.now);
+    assert_eq!(bench.client.last_error(), None);
+    bench.client.handle_close(bench.now);
+    assert_eq!(bench.client.last_error(), None, "a close is no failure");
+    assert!(
+        bench
+            .outcomes()
+            .contains(&(2, Outcome::ConnectFailed(ConnectError::Closed)))
+    );
+}
+
+#[test]
+fn a_server_that_falls_silent_or_owes_replies_is_named_as_the_reason() {
+    let mut bench = Bench::online();
+    bench.wait(30 * SECOND);
+    bench.wait(30 * SECOND);
+    let silent = Loss::Silent.into();
+    assert_eq!(bench.client.last_error(), Some(&silent));
+    let lost = Status::Disconnected { loss: Loss::Silent };
+    assert!(bench.statuses().contains(&lost));
+
+    let mut bench = Bench::new(|config| config.abandoned_max = 0);
+    bench.client.handle_connect(0, bench.now);
+    bench.client.handle_socket_opened(1, bench.now);
+    bench.command(1, timeout(1));
+    bench.wait(SECOND);
+    let unanswered = Loss::Unanswered.into();
+    assert_eq!(bench.client.last_error(), Some(&unanswered));
+}
+
+#[test]
+fn only_the_first_failure_of_a_series_is_news() {
+    let mut bench = Bench::new(|config| config.ping_timeout = 3_600 * SECOND);
+    let news = |bench: &mut Bench| -> Vec<bool> {
+        let actions = bench.actions().into_iter();
+        let is_first = |action| match action {
+            Action::Failed { is_first, .. } => Some(is_first),
+            _ => None,
+        };
+        actions.filter_map(is_first).collect()
+    };
+    bench.client.handle_connect(1, bench.now);
+    for attempt in 1..=3 {
+        bench
+            .client
+            .handle_socket_failed(attempt, network(), bench.now);
+        bench.wait(30 * SECOND);
+    }
+    assert_eq!(news(&mut bench), [true, false, false]);
+    // Up, but not for long.
+    bench.client.handle_socket_opened(4, bench.now);
+    bench.wait(9 * SECOND);
+    bench.client.handle_socket_closed(4, Loss::Gone, bench.now);
+    bench.reopen(5);
+    assert_eq!(news(&mut bench), [false]);
+    // Being overloaded does not make what worked for so long no news.
+    bench.wait(10 * SECOND);
+    let overloaded = closed(CloseCode::TRY_AGAIN_LATER);
+    bench.client.handle_socket_closed(5, overloaded, bench.now);
+    bench.reopen(6);
+    assert_eq!(news(&mut bench), [true]);
+    bench.client.handle_socket_closed(6, Loss::Gone, bench.now);
+    bench.client.handle_close(bench.now);
+    bench.client.handle_connect(2, bench.now);
+    bench.client.handle_socket_failed(7, network(), bench.now);
+    assert_eq!(news(&mut bench), [false, true]);
+}
+
+#[test]
 fn only_a_stable_connection_starts_the_backoff_anew() {
-    for (online, code, anew) in [
-        (9, None, false),
-        (10, None, true),
-        (10, Some(CloseCode::TRY_AGAIN_LATER), false),
+    for (online, loss, anew) in [
+        (9, Loss::Gone, false),
+        (10, Loss::Gone, true),
+        (10, closed(CloseCode::TRY_AGAIN_LATER), false),
     ] {
         let mut bench = Bench::new(|config| config.ping_timeout = 3_600 * SECOND);
         bench.client.handle_connect(1, bench.now);
         for attempt in 1..8 {
             bench
                 .client
-                .handle_socket_failed(attempt, Failure::Transient, bench.now);
+                .handle_socket_failed(attempt, network(), bench.now);
             bench.wait(30 * SECOND);
         }
         bench.client.handle_socket_opened(8, bench.now);
@@ -576,9 +709,11 @@ fn only_a_stable_connection_starts_the_backoff_anew() {
         for attempt in 8..18 {
             bench.wait(online * SECOND);
             bench.actions();
-            bench.client.handle_socket_closed(attempt, code, bench.now);
+            bench
+                .client
+                .handle_socket_closed(attempt, loss.clone(), bench.now);
             for status in bench.statuses() {
-                if let Status::Waiting { delay } = status {
+                if let Status::Waiting { delay, .. } = status {
                     longest = longest.max(delay);
                 }
             }
@@ -587,7 +722,7 @@ fn only_a_stable_connection_starts_the_backoff_anew() {
         assert_eq!(
             longest <= Duration::from_millis(500),
             anew,
-            "{online} {code:?} {longest:?}"
+            "{online} {loss:?} {longest:?}"
         );
     }
 }
@@ -596,19 +731,15 @@ fn only_a_stable_connection_starts_the_backoff_anew() {
 fn fail_fast_concerns_the_first_attempt_only() {
     let mut bench = Bench::new(|config| config.fail_fast = true);
     bench.client.handle_connect(1, bench.now);
-    bench
-        .client
-        .handle_socket_failed(1, Failure::Transient, bench.now);
-    assert_eq!(bench.outcomes(), [(1, Outcome::ConnectFailed)]);
+    bench.client.handle_socket_failed(1, network(), bench.now);
+    assert_eq!(bench.outcomes(), [(1, Outcome::ConnectFailed(network()))]);
     bench.client.handle_connect(2, bench.now);
     bench.client.handle_socket_opened(2, bench.now);
     assert_eq!(bench.outcomes(), [(2, Outcome::Connected)]);
-    bench.client.handle_socket_closed(2, None, bench.now);
+    bench.client.handle_socket_closed(2, Loss::Gone, bench.now);
     bench.wait(SECOND);
     bench.actions();
-    bench
-        .client
-        .handle_socket_failed(3, Failure::Transient, bench.now);
+    bench.client.handle_socket_failed(3, network(), bench.now);
     assert!(matches!(bench.statuses()[..], [Status::Waiting { .. }]));
 }
 
@@ -620,20 +751,22 @@ fn the_client_gives_up_after_the_attempts_it_was_allowed() {
     for attempt in 1..=2 {
         bench
             .client
-            .handle_socket_failed(attempt, Failure::Transient, bench.now);
+            .handle_socket_failed(attempt, network(), bench.now);
         bench.wait(2 * SECOND);
     }
     bench.actions();
-    bench
-        .client
-        .handle_socket_failed(3, Failure::Transient, bench.now);
+    bench.client.handle_socket_failed(3, network(), bench.now);
     let outcome = |token, outcome| Action::Complete { token, outcome };
     assert_eq!(
         bench.actions(),
         [
+            Action::Failed {
+                error: network(),
+                is_first: false
+            },
             outcome(2, Outcome::Closed),
-            outcome(1, Outcome::ConnectFailed),
-            Action::Status(Status::ReconnectFailed)
+            outcome(1, Outcome::ConnectFailed(network())),
+            Action::Status(Status::ReconnectFailed { error: network() })
         ]
     );
     bench.command(3, CommandOptions::default());
@@ -660,7 +793,7 @@ fn a_hundred_queued_commands_survive_a_restart_in_order() {
     let mut bench = Bench::online();
     bench
         .client
-        .handle_socket_closed(1, Some(CloseCode::GOING_AWAY), bench.now);
+        .handle_socket_closed(1, closed(CloseCode::GOING_AWAY), bench.now);
     bench.actions();
     for token in 1..=100 {
         bench.command(token, CommandOptions::default());
@@ -826,6 +959,6 @@ fn rubbish_is_counted_and_durations_beyond_reason_do_not_panic() {
     assert_eq!(bench.client.stats().frames_malformed, 10);
     bench.text(1, r#"{"command":"mesh/assign-id","payload":"me"}"#);
     assert_eq!(bench.client.connection_id(), Some("me"));
-    bench.client.handle_socket_closed(1, None, bench.now);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     assert_eq!(bench.client.connection_id(), None);
 }

@@ -8,11 +8,11 @@ use mesh_core::{driver::Runtime, protocol::Dialect};
 
 use super::{
     client::MeshClient,
-    connector::{ConnectError, Connector},
+    connector::Connector,
     shared::{Handle, Shared},
     task::Driver,
 };
-use crate::{Client, ClientConfig, Reconnect};
+use crate::{Client, ClientConfig, ConnectError, Reconnect};
 
 /// The longest message from the server by default: its largest reply, 16 MiB, and the frame around it.
 const MESSAGE_BYTES_MAX: usize = (16 << 20) + (64 << 10);

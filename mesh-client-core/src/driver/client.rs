@@ -13,14 +13,13 @@ use serde_json::value::RawValue;
 use super::{
     builder::ClientBuilder,
     call::{CommandCall, read, typed},
-    connector::ConnectError,
     error::ClientError,
     hub::{self, CallbackGuard, Topic},
     shared::{CLOSE_WAITERS_MAX, Handle, Shared, Token, expect},
     streams::{Events, Notices},
     subscription::SubscribeCall,
 };
-use crate::{Outcome, Stats, Status};
+use crate::{ConnectError, Outcome, Stats, Status};
 
 /// A client of a mesh server. Clones are handles to the same client.
 ///
@@ -54,14 +53,17 @@ impl MeshClient {
     /// What ended the client: [`ConnectError::Refused`] with 401 or 403, any failure of the first attempt with `fail_fast`, the last
     /// failure once `max_reconnect_attempts` were in vain, or [`ConnectError::Closed`]. Other failures are retried.
     pub async fn open(&self) -> Result<(), ConnectError> {
-        let shared = self.shared();
-        match shared
+        match self
+            .shared()
             .ask(|state, token, now| state.client.handle_connect(token, now))
             .await
         {
             Outcome::Connected => Ok(()),
-            _ if shared.is_dead() => Err(ConnectError::Closed),
-            _ => Err(shared.state.lock().last_error.clone()),
+            Outcome::ConnectFailed(error) => Err(error),
+            Outcome::QueueFull => Err(ConnectError::Usage(
+                "too many calls of open(..) wait already; one is enough to know when the connection is up",
+            )),
+            _ => Err(ConnectError::Closed),
         }
     }
 
@@ -71,7 +73,6 @@ impl MeshClient {
     pub async fn close(&self) {
         let (sender, receiver) = oneshot::channel();
         self.shared().with(|state, now| {
-            state.last_error = ConnectError::Closed;
             state.client.handle_close(now);
             if !self.shared().is_dead() && state.closing.len() < CLOSE_WAITERS_MAX {
                 state.closing.push(sender);
@@ -84,6 +85,28 @@ impl MeshClient {
     /// Whether the connection is up and everything is put back.
     pub fn is_online(&self) -> bool {
         self.shared().state.lock().client.is_online()
+    }
+
+    /// Why there is no connection: what the last attempt failed for, or what the connection was lost to. Where it leads
+    /// is told by [`on_status`](Self::on_status), each error with what follows.
+    ///
+    /// `None` as long as nothing failed: before the first attempt has ended, once the connection is up (again), and from
+    /// an [`open`](Self::open) of a client that had ended until its first failure. What ended the client stays to be
+    /// read, and a [`close`](Self::close) is no failure.
+    ///
+    /// ```
+    /// use mesh_client_core::driver::MeshClient;
+    ///
+    /// fn banner(client: &MeshClient) -> String {
+    ///     match client.last_error() {
+    ///         _ if client.is_online() => "online".to_owned(),
+    ///         None => "connecting".to_owned(),
+    ///         Some(error) => format!("offline: {error}"),
+    ///     }
+    /// }
+    /// ```
+    pub fn last_error(&self) -> Option<ConnectError> {
+        self.shared().state.lock().client.last_error().cloned()
     }
 
     /// The id that the server gave this connection. Each connection has another.
@@ -190,7 +213,7 @@ impl MeshClient {
         })
     }
 
-    /// The changes of the connection's state, as a stream.
+    /// The changes of the connection's state, as a stream. Those that say that there is no connection say why.
     pub fn on_status(&self) -> Notices<Status> {
         Notices::new(hub::listen(self.shared(), Topic::Status))
     }

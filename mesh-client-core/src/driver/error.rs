@@ -82,7 +82,7 @@ impl ClientError {
             Outcome::Cancelled
             | Outcome::Closed
             | Outcome::Connected
-            | Outcome::ConnectFailed
+            | Outcome::ConnectFailed(_)
             | Outcome::Joined { .. }
             | Outcome::Left
             | Outcome::MetadataSet

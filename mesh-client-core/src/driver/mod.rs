@@ -42,8 +42,10 @@ mod tests;
 pub use builder::ClientBuilder;
 pub use call::{CommandCall, CommandFuture};
 pub use client::MeshClient;
-pub use connector::{ConnectError, ConnectRequest, Connector};
+pub use connector::{ConnectRequest, Connector};
 pub use error::{ClientError, EventError};
 pub use hub::CallbackGuard;
 pub use streams::{Events, Notices};
 pub use subscription::{ChannelEvent, SubscribeCall, Subscription, SubscriptionEnd};
+
+pub use crate::failure::{ConnectError, Loss};

@@ -17,7 +17,6 @@ use mesh_core::driver::Runtime;
 
 use super::{
     buffer::Buffer,
-    connector::ConnectError,
     error::ClientError,
     hub::Hub,
     subscription::{ChannelEvent, SubscriptionEnd},
@@ -67,8 +66,6 @@ pub(crate) struct State {
     pub(crate) client: Client<Token>,
     /// The channel of each subscription, and what waits for its reader.
     pub(crate) subscriptions: BTreeMap<SubscriptionId, (String, Arc<SubscriptionBuffer>)>,
-    /// Why the last attempt failed; what `connect` answers if it was the last one.
-    pub(crate) last_error: ConnectError,
     /// Who waits until the socket is closed.
     pub(crate) closing: Vec<oneshot::Sender<()>>,
     /// The last handle is gone.
@@ -91,7 +88,6 @@ impl Shared {
             state: Lock::new(State {
                 client,
                 subscriptions: BTreeMap::new(),
-                last_error: ConnectError::Closed,
                 closing: Vec::new(),
                 abandoned: false,
             }),

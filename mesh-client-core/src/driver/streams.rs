@@ -64,7 +64,7 @@ impl<T: DeserializeOwned> Stream for Events<T> {
 
 /// Changes of one value, such as the connection's status or the latency. Ends with the client.
 ///
-/// Up to 1 024 wait for a reader; over it the oldest are dropped.
+/// Up to 1 024, or 4 MiB of what servers answered, wait for a reader; over it the oldest are dropped.
 pub struct Notices<T> {
     buffer: Arc<Buffer<T>>,
     _registration: Registration,

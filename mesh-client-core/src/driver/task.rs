@@ -20,13 +20,13 @@ use mesh_core::{
 
 use super::{
     builder::Options,
-    connector::{ConnectError, ConnectRequest, Connector},
+    connector::{ConnectRequest, Connector},
     error::ClientError,
     hub::panic_message,
     shared::{CLOSE_WAITERS_MAX, Shared, Token},
     subscription::{ChannelEvent, SubscriptionEnd},
 };
-use crate::{Action, Status, SubscriptionId};
+use crate::{Action, ConnectError, Loss, Status, SubscriptionId};
 
 /// Rounds of one poll before other tasks get their turn.
 const ROUNDS: usize = 32;
@@ -147,6 +147,14 @@ impl Driver {
                     sink.deliver(&payload, payload.len() + bytes);
                 }
             }
+            Action::Failed { error, is_first } => {
+                let server = place(&self.options.url);
+                if is_first {
+                    tracing::warn!(server, %error, "there is no connection");
+                } else {
+                    tracing::debug!(server, %error, "there is still no connection");
+                }
+            }
             Action::Gap { subscription } => self.deliver(subscription, ChannelEvent::Gap, 0),
             Action::Latency(latency) => {
                 let sinks = self.shared.hub.lock().latency_sinks();
@@ -197,7 +205,7 @@ impl Driver {
         tracing::debug!(?status, "the connection's state changed");
         let sinks = self.shared.hub.lock().status_sinks();
         for sink in sinks {
-            sink.deliver(status, 0);
+            sink.deliver(status, bytes(status));
         }
     }
 
@@ -208,10 +216,6 @@ impl Driver {
             .is_some_and(|(number, _)| *number == attempt)
         {
             self.attempt = None;
-            if code != CloseCode::NORMAL {
-                self.shared.state.lock().last_error =
-                    ConnectError::Timeout(self.options.config.connect_timeout);
-            }
         }
         if let Some(open) = self.open.take_if(|open| open.attempt == attempt) {
             self.see_off(open, code);
@@ -264,10 +268,7 @@ impl Driver {
                 state.client.handle_socket_opened(attempt, now);
             }
             Err(error) => {
-                tracing::debug!(attempt, %error, "an attempt to connect failed");
-                let failure = error.failure();
-                state.last_error = error;
-                state.client.handle_socket_failed(attempt, failure, now);
+                state.client.handle_socket_failed(attempt, error, now);
             }
         }
         true
@@ -330,15 +331,11 @@ impl Driver {
         let Some(open) = self.open.take() else {
             return;
         };
-        tracing::debug!(%error, "the connection is over");
-        let code = match error {
-            SocketError::Closed(frame) => frame.as_ref().map(|frame| frame.code),
-            _ => None,
-        };
         let now = self.shared.runtime.now();
         let mut state = self.shared.state.lock();
-        state.last_error = ConnectError::Lost;
-        state.client.handle_socket_closed(open.attempt, code, now);
+        state
+            .client
+            .handle_socket_closed(open.attempt, loss(error), now);
         drop(state);
         match error {
             // The answer to the peer's close, or to its fault, is still to be sent.
@@ -462,6 +459,41 @@ impl Closing {
             }
         }
         self.socket.poll_close(cx, &self.frame).is_ready()
+    }
+}
+
+/// Host and port of a URL. The rest may hold secrets and does not go to the log.
+fn place(url: &str) -> &str {
+    let behind = url.split_once("://").map_or(url, |(_, behind)| behind);
+    let authority = behind.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.rsplit('@').next().unwrap_or_default()
+}
+
+/// What a socket's end means to the machine.
+fn loss(error: &SocketError) -> Loss {
+    match error {
+        SocketError::Closed(frame) => Loss::Closed(frame.clone()),
+        SocketError::Io(error) => Loss::Io {
+            kind: error.kind(),
+            message: error.to_string(),
+        },
+        SocketError::Protocol(error) => Loss::Protocol(error.clone()),
+        _ => Loss::Gone,
+    }
+}
+
+/// The bytes of a server's answer that wait with a status for a reader.
+fn bytes(status: &Status) -> usize {
+    match status {
+        Status::Refused { body, .. }
+        | Status::ReconnectFailed {
+            error: ConnectError::Refused { body, .. },
+        }
+        | Status::Waiting {
+            error: ConnectError::Refused { body, .. },
+            ..
+        } => body.len(),
+        _ => 0,
     }
 }
 

@@ -20,6 +20,12 @@ use mesh_core::{
     websocket::{CloseCode, Message, TextFrame},
 };
 
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+
 use super::{ConnectError, ConnectRequest, Connector};
 use crate::time::origin;
 
@@ -229,6 +235,57 @@ impl Drop for SimTimer {
     fn drop(&mut self) {
         self.sim.state.lock().unwrap().timers.remove(&self.id);
     }
+}
+
+/// The log of one thread: the level and the fields of each event.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Log {
+    /// Writes down what is logged on this thread until the guard is dropped.
+    pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let guard = tracing::subscriber::set_default(log.clone());
+        (log, guard)
+    }
+
+    /// What was logged at this level since the last call.
+    pub(crate) fn take(&self, level: Level) -> Vec<String> {
+        let mut lines = self.0.lock().unwrap();
+        let taken = lines.extract_if(.., |(of, _)| *of == level);
+        taken.map(|(_, line)| line).collect()
+    }
+}
+
+impl Subscriber for Log {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        struct Line(String);
+        impl Visit for Line {
+            fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+                self.0 += &format!("{}={value:?} ", field.name());
+            }
+        }
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        let entry = (*event.metadata().level(), line.0);
+        self.0.lock().unwrap().push(entry);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 /// What an attempt to connect meets.

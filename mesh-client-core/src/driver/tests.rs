@@ -18,9 +18,9 @@ use proptest::prelude::*;
 use serde::Deserialize;
 
 use super::{
-    ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, MeshClient,
+    ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, Loss, MeshClient,
     SubscriptionEnd,
-    testing::{Meets, Net, Sim, Wire},
+    testing::{Log, Meets, Net, Sim, Wire},
 };
 use crate::Status;
 
@@ -271,6 +271,132 @@ fn fail_fast_and_bounded_attempts_end_with_the_last_error() {
         0,
         "a client that is dropped leaves nothing behind"
     );
+}
+
+#[test]
+fn a_client_that_cannot_connect_says_why_and_when_it_tries_again() {
+    let net = Net::kind();
+    let failure = ConnectError::Tls("no".into());
+    net.script([
+        refused(503),
+        Meets::Failure(failure.clone()),
+        Meets::Nothing,
+    ]);
+    let sim = Sim::new();
+    let client = builder().build_on(sim.runtime(), net.connector()).unwrap();
+    let mut status = client.on_status();
+    assert_eq!(client.last_error(), None);
+    let opening = sim.runtime();
+    let theirs = client.clone();
+    opening.spawn(Box::pin(async move { theirs.open().await.unwrap() }));
+    let overloaded = ConnectError::Refused {
+        status: 503,
+        body: "go away".to_owned(),
+    };
+    for error in [overloaded, failure, ConnectError::Timeout(10 * SECOND)] {
+        let attempt = sim.block_on(status.next());
+        assert!(
+            matches!(attempt, Some(Status::Connecting { .. })),
+            "{attempt:?}"
+        );
+        let waiting = sim.block_on(status.next());
+        let Some(Status::Waiting { delay, error: told }) = waiting else {
+            panic!("{waiting:?}");
+        };
+        assert!(delay <= 2 * SECOND);
+        assert_eq!(told, error);
+        assert_eq!(client.last_error(), Some(error));
+    }
+    while sim.block_on(status.next()) != Some(Status::Connected) {}
+    assert_eq!(client.last_error(), None);
+
+    let code = CloseCode::GOING_AWAY;
+    net.otherwise(refused(502));
+    net.wire(0).close(code);
+    let Some(Status::Disconnected { loss }) = sim.block_on(status.next()) else {
+        panic!("it goes on");
+    };
+    assert_eq!(loss.code(), Some(code));
+    assert_eq!(client.last_error(), Some(loss.into()));
+    net.otherwise(Meets::Server);
+    while sim.block_on(status.next()) != Some(Status::Reconnected) {}
+    net.wire(1).cut();
+    sim.settle();
+    assert_eq!(client.last_error(), Some(Loss::Gone.into()));
+    sim.block_on(client.close());
+    let (opened, closed) = sim.block_on(async {
+        let closing = async { client.close().await };
+        net.otherwise(Meets::Nothing);
+        futures_util::join!(client.open(), closing)
+    });
+    assert_eq!((opened, closed), (Err(ConnectError::Closed), ()));
+    assert_eq!(client.last_error(), None, "a close is no failure");
+}
+
+#[test]
+fn reasons_that_nobody_reads_do_not_pile_up() {
+    let net = Net::kind();
+    net.otherwise(Meets::Failure(ConnectError::Refused {
+        status: 500,
+        body: "x".repeat(1 << 20),
+    }));
+    let sim = Sim::new();
+    let client = builder()
+        .reconnect_interval(SECOND)
+        .build_on(sim.runtime(), net.connector())
+        .unwrap();
+    let mut status = client.on_status();
+    let theirs = client.clone();
+    sim.runtime()
+        .spawn(Box::pin(async move { drop(theirs.open().await) }));
+    sim.sleep(100 * SECOND);
+    let mut kept = 0;
+    while let Some(Some(status)) = status.next().now_or_never() {
+        kept += usize::from(matches!(status, Status::Waiting { .. }));
+    }
+    assert!((1..=4).contains(&kept), "{kept} MiB of bodies wait");
+}
+
+#[test]
+fn the_first_failure_of_a_series_is_a_warning_and_the_rest_is_for_debugging() {
+    let (log, _guard) = Log::start();
+    let net = Net::kind();
+    net.otherwise(refused(502));
+    let sim = Sim::new();
+    let client = MeshClient::builder("ws://user:secret@localhost:1/secret?token=secret")
+        .build_on(sim.runtime(), net.connector())
+        .unwrap();
+    let theirs = client.clone();
+    sim.runtime()
+        .spawn(Box::pin(async move { theirs.open().await.unwrap() }));
+    sim.sleep(600 * SECOND);
+    let tries = net.requests().len();
+    assert!(tries > 10);
+    let warnings = log.take(tracing::Level::WARN);
+    let [warning] = &warnings[..] else {
+        panic!("{warnings:?}");
+    };
+    for part in ["localhost:1", "the server refused with 502: go away"] {
+        assert!(warning.contains(part), "{warning}");
+    }
+    let others = log.take(tracing::Level::DEBUG);
+    let failures = others
+        .iter()
+        .filter(|line| line.contains("still no connection"));
+    assert_eq!(failures.count(), tries - 1);
+    for line in others.iter().chain(&warnings) {
+        assert!(!line.contains("secret"), "{line}");
+    }
+
+    net.otherwise(Meets::Server);
+    sim.sleep(60 * SECOND);
+    assert!(client.is_online());
+    assert_eq!(log.take(tracing::Level::WARN), [""; 0]);
+    net.wire(0).cut();
+    sim.settle();
+    let warnings = log.take(tracing::Level::WARN);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("the connection was lost"));
 }
 
 #[test]

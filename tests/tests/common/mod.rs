@@ -55,7 +55,7 @@ pub(crate) async fn status<T>(
 /// Waits for the end of a connection, and returns the code of the server's close frame.
 pub(crate) async fn disconnected(statuses: &mut Notices<Status>) -> Option<u16> {
     status(statuses, |status| match status {
-        Status::Disconnected { code } => Some(code.map(CloseCode::as_u16)),
+        Status::Disconnected { loss } => Some(loss.code().map(CloseCode::as_u16)),
         _ => None,
     })
     .await
