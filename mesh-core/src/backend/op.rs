@@ -224,8 +224,9 @@ pub enum Op {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MetadataChange {
     /// The keys of this object replace those of the stored one, one level deep and atomically; where either is no
-    /// object, the new value replaces the old. A key whose new value is `null` is kept as `null`. The values keep
-    /// their bytes, the order of the keys is not kept.
+    /// object, the new value replaces the old. A key whose new value is `null` is kept as `null`. Keys are equal
+    /// if they are without their escapes; an escape of half a surrogate pair (`"\ud800"`) equals its like and nothing else. The
+    /// values keep their bytes, the order of the keys is not kept.
     Merge(Json),
     /// The value replaces what is stored.
     Replace(Json),
