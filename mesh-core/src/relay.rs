@@ -127,6 +127,14 @@ impl Relay {
         out.freeze()
     }
 
+    /// How long an [`Event`](Self::Event) or [`SendTo`](Self::SendTo) with these ids and a text of this length travels, in bytes.
+    #[cfg(any(test, feature = "driver"))]
+    pub(crate) fn event_len(ids: &[ConnectionId], text_len: usize) -> usize {
+        const LENGTH: usize = size_of::<u32>();
+        let ids: usize = ids.iter().map(|id| LENGTH + id.as_str().len()).sum();
+        2 + LENGTH + ids + LENGTH + text_len
+    }
+
     /// Reads a message; `None` if it is none of this version.
     pub fn decode(message: &[u8]) -> Option<Self> {
         let mut input = Input(message);
@@ -267,6 +275,9 @@ mod tests {
             let message = relay.encode();
             for len in 0..message.len() {
                 prop_assert_eq!(Relay::decode(&message[..len]), None);
+            }
+            if let Relay::Event { except: ids, text } | Relay::SendTo { connections: ids, text } = &relay {
+                prop_assert_eq!(Relay::event_len(ids, text.len()), message.len());
             }
             prop_assert_eq!(Relay::decode(&message), Some(relay));
         }

@@ -421,6 +421,33 @@ fn names_are_1_to_512_bytes_long() {
     }
 }
 
+#[test]
+fn what_other_instances_would_not_take_is_invalid_and_reaches_nobody() {
+    let demo = Demo::start(&[]);
+    let [mut one, mut two] = [RawClient::connect(&demo), RawClient::connect(&demo)];
+    // The event's name is longer than the command's, so the longest command that is read makes too long an event.
+    let frame = r#"{"id":1,"command":"broadcast","payload":""}"#;
+    for (bytes, valid) in [(MIB - 100, true), (MIB, false)] {
+        let text = "x".repeat(bytes - frame.len());
+        one.send_text(&frame.replace(r#""""#, &format!("\"{text}\"")));
+        let reply = one.reply(1);
+        if valid {
+            assert_eq!(reply, json!({ "sent": true }));
+            assert_eq!(one.event("announcement"), text);
+            assert_eq!(two.event("announcement"), text);
+        } else {
+            assert_invalid(&reply);
+            one.assert_quiet();
+            two.assert_quiet();
+        }
+    }
+    assert_eq!(
+        one.command("broadcast", json!("short")),
+        json!({ "sent": true })
+    );
+    assert_eq!(two.event("announcement"), "short");
+}
+
 /// A client that is in a room, subscribed, and about to read nothing.
 fn slow(demo: &Demo) -> RawClient {
     let mut slow = RawClient::connect(demo);

@@ -33,6 +33,15 @@ pub enum ServerError {
     /// The connection holds as many rooms, channels and records as it may. Wire code `EOVERLOAD`.
     #[error(transparent)]
     MembershipsFull(#[from] MembershipsFull),
+    /// A message is longer than other instances take from the backend, and was sent to nobody. Wire code `EINVALID`.
+    #[error("a message of {len} bytes is over the limit of {max}")]
+    MessageTooLong {
+        /// Its length in bytes: a channel's message as it is; an event as it travels between instances, which is its frame, the ids of
+        /// the connections that it is for or not for, and a few bytes.
+        len: usize,
+        /// The limit: [`backend_message_bytes_max`](crate::protocol::Limits::backend_message_bytes_max).
+        max: usize,
+    },
     /// A metadata document is too large. Wire code `EINVALID`.
     #[error("metadata of {len} bytes is over the limit of {max}")]
     MetadataTooLong {
@@ -97,9 +106,9 @@ impl From<ServerError> for CommandError {
             ServerError::MembershipsFull(_)
             | ServerError::Overflow { .. }
             | ServerError::ReplyTooLong { .. } => Self::overload(message),
-            ServerError::MetadataTooLong { .. } | ServerError::Name { .. } => {
-                Self::invalid(message)
-            }
+            ServerError::MessageTooLong { .. }
+            | ServerError::MetadataTooLong { .. }
+            | ServerError::Name { .. } => Self::invalid(message),
             ServerError::Backend(_)
             | ServerError::Encode(_)
             | ServerError::Gone
@@ -122,6 +131,21 @@ mod tests {
             (BackendError::Usage(String::new()), "ESERVER"),
         ] {
             assert_eq!(CommandError::from(ServerError::from(error)).code(), code);
+        }
+    }
+
+    #[test]
+    fn what_the_caller_got_wrong_is_invalid() {
+        for error in [
+            ServerError::MessageTooLong { len: 2, max: 1 },
+            ServerError::MetadataTooLong { len: 2, max: 1 },
+            ServerError::Name {
+                what: "room",
+                len: 2,
+                max: 1,
+            },
+        ] {
+            assert_eq!(CommandError::from(error).code(), "EINVALID");
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     instance::Outcome,
     protocol::{CommandError, Limits, names},
     relay::{Membership, Relay},
-    websocket::{CloseCode, CloseFrame, TextFrame},
+    websocket::{CloseCode, CloseFrame, REASON_BYTES_MAX, TextFrame},
 };
 
 /// A server: commands, rooms, channels and connections of one instance, and through its backend of all.
@@ -171,7 +171,8 @@ impl MeshServer {
     /// Sends an event to every connection, on all instances.
     ///
     /// # Errors
-    /// [`ServerError`]: the payload has no JSON form, or the backend failed; local connections were served.
+    /// [`ServerError`]: the payload has no JSON form; [`ServerError::MessageTooLong`], and nobody was sent anything; or the backend failed,
+    /// and local connections were served.
     pub async fn broadcast<T: IntoPayload>(
         &self,
         event: &str,
@@ -201,6 +202,8 @@ impl MeshServer {
         frame: TextFrame,
         except: Arc<[ConnectionId]>,
     ) -> Result<(), ServerError> {
+        self.inner
+            .fits(Relay::event_len(&except, frame.payload().len()))?;
         self.inner.deliver_all(&except, &frame);
         self.publish(Topic::All, relay_event(&frame, &except)).await
     }
@@ -209,7 +212,7 @@ impl MeshServer {
     /// not exist is passed over.
     ///
     /// # Errors
-    /// As [`broadcast`](Self::broadcast).
+    /// As [`broadcast`](Self::broadcast). What is too long is so wherever the connections live, this instance included.
     pub async fn broadcast_to<T: IntoPayload, R: ConnectionRef>(
         &self,
         event: &str,
@@ -217,16 +220,25 @@ impl MeshServer {
         to: impl IntoIterator<Item = R>,
     ) -> Result<(), ServerError> {
         let frame = payload.event(event)?;
-        let now = self.inner.runtime.now();
+        let mut local = Vec::new();
         let mut remote: BTreeMap<InstanceId, Vec<ConnectionId>> = BTreeMap::new();
         // Named twice is sent once.
         let to: BTreeSet<_> = to.into_iter().map(|to| to.connection_id()).collect();
         for id in to {
             if let Some(connection) = self.inner.local(&id) {
-                self.inner.deliver(&connection.shared, &frame, now);
+                local.push((id, connection));
             } else if let Some(instance) = self.elsewhere(&id) {
                 remote.entry(instance).or_default().push(id);
             }
+        }
+        let len = frame.payload().len();
+        let (local_ids, local): (Vec<_>, Vec<_>) = local.into_iter().unzip();
+        for ids in remote.values().chain([&local_ids]) {
+            self.inner.fits(Relay::event_len(ids, len))?;
+        }
+        let now = self.inner.runtime.now();
+        for connection in local {
+            self.inner.deliver(&connection.shared, &frame, now);
         }
         let mut result = Ok(());
         for (instance, connections) in remote {
@@ -246,7 +258,7 @@ impl MeshServer {
     /// Sends an event to one connection, wherever it lives. To one that does not exist it goes nowhere.
     ///
     /// # Errors
-    /// As [`broadcast`](Self::broadcast).
+    /// As [`broadcast_to`](Self::broadcast_to).
     pub async fn send_to<T: IntoPayload>(
         &self,
         to: impl ConnectionRef,
@@ -294,6 +306,8 @@ impl MeshServer {
         except: Arc<[ConnectionId]>,
     ) -> Result<(), ServerError> {
         let room = self.inner.name("room", room)?;
+        self.inner
+            .fits(Relay::event_len(&except, frame.payload().len()))?;
         self.inner
             .with_shard(&room, |shard| shard.deliver_room(&room, &except, &frame));
         self.publish(Topic::Room(room), relay_event(&frame, &except))
@@ -418,7 +432,8 @@ impl MeshServer {
     /// publisher, only the messages of one channel are in order.
     ///
     /// # Errors
-    /// [`ServerError`]: the name is none, the history too long, or the backend failed.
+    /// [`ServerError`]: the name is none, the history too long, or the backend failed; [`ServerError::MessageTooLong`], and nobody was sent
+    /// anything.
     pub async fn publish_to_channel(
         &self,
         channel: &str,
@@ -430,6 +445,7 @@ impl MeshServer {
         if history > max {
             return Err(ServerError::HistoryTooLong { len: history, max });
         }
+        self.inner.fits(message.len())?;
         let message = message.to_owned().into();
         let op = Op::PublishChannel {
             channel: channel.clone(),
@@ -456,7 +472,9 @@ impl MeshServer {
         reason: impl Into<String>,
     ) -> Result<(), ServerError> {
         let connection = connection.connection_id();
-        let reason = reason.into();
+        let mut reason = reason.into();
+        // No more than this reaches the client, so no more needs to reach its instance.
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
         let frame = CloseFrame { code, reason };
         if let Some(local) = self.inner.local(&connection) {
             local.shared.close(frame, self.inner.runtime.now());
@@ -548,6 +566,7 @@ impl MeshServer {
 
     async fn publish(&self, topic: Topic, relay: Relay) -> Result<(), ServerError> {
         let message = relay.encode();
+        self.inner.fits(message.len())?;
         self.inner.ask(Op::Publish { topic, message }).await?;
         Ok(())
     }
@@ -600,6 +619,17 @@ impl Inner {
         } else {
             Err(ServerError::Name { what, len, max })
         }
+    }
+
+    /// Lets a message pass that is short enough for the instances that receive it.
+    pub(super) fn fits(&self, len: usize) -> Result<(), ServerError> {
+        // Whatever the limit, a field's length is a number of 32 bits.
+        let max = self.config.limits.backend_message_bytes_max;
+        let max = max.min(u32::MAX as usize);
+        if len > max {
+            return Err(ServerError::MessageTooLong { len, max });
+        }
+        Ok(())
     }
 
     /// Takes room in a connection's limit for a request to the shard of `key`, which gives it back. What the connection

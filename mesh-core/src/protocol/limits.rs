@@ -20,7 +20,9 @@ pub struct Limits {
     pub metadata_bytes_max: usize,
     /// The most messages that a channel's history keeps. Default 10 000; over it: a usage error.
     pub history_max: usize,
-    /// The largest message from the backend, in bytes. Default 1 MiB; over it: dropped and counted.
+    /// The largest message between instances, in bytes: a channel's message, or an event with the ids that it is for or not for. Default
+    /// 1 MiB; over it: `EINVALID` for who publishes it, sent to nobody. One that the backend brings all the same is dropped and counted,
+    /// so give all instances the same.
     pub backend_message_bytes_max: usize,
     /// The largest reply, in bytes. Default 16 MiB; over it: `EOVERLOAD`.
     pub reply_bytes_max: usize,

@@ -22,7 +22,7 @@ pub use close::{CloseCode, CloseFrame};
 #[cfg(feature = "driver")]
 pub(crate) use decode::append;
 pub use decode::{DecodeError, Decoded, Decoder, Event, Role};
-#[cfg(feature = "driver")]
-pub(crate) use encode::encode_frame;
 pub use encode::{ControlTooLong, encode_close, encode_message, encode_ping, encode_pong};
+#[cfg(feature = "driver")]
+pub(crate) use encode::{REASON_BYTES_MAX, encode_frame};
 pub use frame::{Message, TextFrame};

@@ -199,6 +199,90 @@ fn whatever_is_sent_is_one_publish_however_many_receive_it() {
     assert_eq!(clients.map(|client| client.events().len()), [5; 6]);
 }
 
+/// `backend_message_bytes_max`, section 7.
+#[test]
+fn what_other_instances_would_drop_is_refused_and_sent_to_nobody() {
+    const MAX: usize = 400;
+    let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+    let (backend, mood) = Moody::new(&cluster);
+    let limited = || MeshServer::builder().limits(|limits| limits.backend_message_bytes_max = MAX);
+    let one = sim.build(limited().backend(backend));
+    let two = sim.build(limited().backend(cluster.backend()));
+    let servers = [&one, &one, &two, &two];
+    for server in servers {
+        server.expose_channel("c");
+        server.expose_room("r");
+    }
+    let mut clients = servers.map(|server| sim.connect(server));
+    for client in &mut clients {
+        client.call("mesh/join-room", json!({"roomName": "r"}));
+        client.call("mesh/subscribe-channel", json!({"channel": "c"}));
+    }
+    // Leaked, so that they are `Copy`.
+    let ids = clients.each_ref().map(|client| &*client.id.clone().leak());
+    let [near, _, far, _] = ids;
+    let [event, id] = [r#"{"command":"e","payload":""}"#.len(), near.len()];
+    assert_eq!(far.len(), id);
+    // Version, kind, the number of ids, each with its length, and the text with its own.
+    let room_for = |ids: usize| MAX - 2 - 4 - ids * (4 + id) - 4 - event;
+    macro_rules! passes_up_to {
+        ($len:expr, $receive:expr, |$s:ident, $text:ident| $body:expr) => {{
+            let (len, receive): (usize, [usize; 4]) = ($len, $receive);
+            let call = stringify!($body);
+            for (over, receive) in [(0, receive), (1, [0; 4])] {
+                mood.asked.lock().unwrap().clear();
+                let ($s, text) = (one.clone(), "x".repeat(len + over));
+                let sent = sim.wait(async move {
+                    let $text = text.as_str();
+                    $body.await
+                });
+                sim.run();
+                let received = clients.each_ref().map(|client| client.events().len());
+                assert_eq!(received, receive, "{call} with {over} over: {sent:?}");
+                if over == 0 {
+                    assert_eq!(sent, Ok(()), "{call}");
+                } else {
+                    let len = MAX + 1;
+                    assert_eq!(sent, Err(ServerError::MessageTooLong { len, max: MAX }));
+                    assert_eq!(*mood.asked.lock().unwrap(), [""; 0], "{call}");
+                }
+            }
+        }};
+    }
+    passes_up_to!(room_for(0), [1; 4], |s, x| s.broadcast("e", x));
+    passes_up_to!(room_for(1), [0, 1, 1, 1], |s, x| s.broadcast_exclude(
+        "e",
+        x,
+        [near]
+    ));
+    passes_up_to!(room_for(0), [1; 4], |s, x| s.broadcast_room("r", "e", x));
+    passes_up_to!(room_for(2), [0, 1, 0, 1], |s, x| s.broadcast_room_exclude(
+        "r",
+        "e",
+        x,
+        [near, far]
+    ));
+    passes_up_to!(room_for(2), [1; 4], |s, x| s.broadcast_to("e", x, ids));
+    passes_up_to!(room_for(1), [0, 0, 1, 0], |s, x| s.send_to(far, "e", x));
+    passes_up_to!(room_for(1), [1, 0, 0, 0], |s, x| s.send_to(near, "e", x));
+    passes_up_to!(MAX, [1; 4], |s, x| s.publish_to_channel("c", x, 1));
+    assert_eq!(
+        clients[0].call("mesh/get-channel-history", json!({"channel": "c"}))["history"],
+        json!(["x".repeat(MAX)]),
+        "what is refused is in no history"
+    );
+    for server in [&one, &two] {
+        assert_eq!(server.metrics().backend_messages_dropped_total, 0);
+    }
+
+    // A reason is cut, not refused.
+    let (s, reason) = (one.clone(), "é".repeat(MAX));
+    let sent =
+        sim.wait(async move { s.disconnect(far, CloseCode::POLICY_VIOLATION, reason).await });
+    sim.run();
+    assert_eq!((sent, clients[2].close_code()), (Ok(()), Some(1008)));
+}
+
 #[test]
 fn channels_cross_in_order() {
     let mut pair = pair();
