@@ -470,6 +470,30 @@ fn send_to() {
 }
 
 #[test]
+fn events_have_no_name_of_the_protocols_own() {
+    let demo = Demo::shared();
+    let [mut one, mut two] = connect(&demo);
+    two.succeed("join-room", room("forged"));
+    two.event("user-joined");
+    let long = "x".repeat(513);
+    for name in ["", &long, "mesh/assign-id", "ping", "latency:request"] {
+        let to = json!({ "connectionId": two.id(), "command": name, "payload": 1 });
+        let event = json!({ "roomName": "forged", "command": name, "payload": 1 });
+        for (command, payload) in [
+            ("send-to", to),
+            ("broadcast-room", event.clone()),
+            ("broadcast-room-exclude", event),
+        ] {
+            assert_invalid(&one.command(command, payload));
+            two.assert_quiet();
+        }
+    }
+    let to = json!({ "connectionId": two.id(), "command": "mesh", "payload": 1 });
+    assert_eq!(one.command("send-to", to), json!({ "sent": true }));
+    assert_eq!(two.event("mesh"), 1);
+}
+
+#[test]
 fn set_metadata_and_get_metadata() {
     let demo = Demo::shared();
     let [mut one, mut two] = connect(&demo);

@@ -54,14 +54,15 @@ impl Connection {
     /// Sends an event to this client. To a connection that is closing it goes nowhere.
     ///
     /// # Errors
+    /// [`ServerError::Name`] or [`ServerError::ReservedName`] for a name that no event of an application can have,
     /// [`ServerError::Encode`] if the payload has no JSON form.
     pub fn send<T: IntoPayload + ?Sized>(
         &self,
         event: &str,
         payload: &T,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
         if let Some(server) = self.shared.server.upgrade() {
+            let frame = server.event(event, payload)?;
             self.shared.deliver(frame, server.runtime.now());
         }
         Ok(())

@@ -53,7 +53,7 @@ pub enum ServerError {
     /// A name is empty or too long. Wire code `EINVALID`.
     #[error("a {what} name has 1 to {max} bytes, this one has {len}")]
     Name {
-        /// `"channel"` or `"room"`.
+        /// `"channel"`, `"event"` or `"room"`.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
@@ -71,6 +71,13 @@ pub enum ServerError {
     ReplyTooLong {
         /// The limit in bytes.
         max: usize,
+    },
+    /// An event of the application has a name of the protocol's own, which clients take for the server's word: one with the prefix of the
+    /// built-ins (`mesh/`), `ping`, `latency` or `latency:request`. Wire code `EINVALID`.
+    #[error("the event name {name:?} belongs to the protocol")]
+    ReservedName {
+        /// The name.
+        name: String,
     },
     /// The stored metadata is not of the type that was asked for. Wire code `ESERVER`.
     #[error("the metadata is not of the type that was asked for: {0}")]
@@ -108,7 +115,8 @@ impl From<ServerError> for CommandError {
             | ServerError::ReplyTooLong { .. } => Self::overload(message),
             ServerError::MessageTooLong { .. }
             | ServerError::MetadataTooLong { .. }
-            | ServerError::Name { .. } => Self::invalid(message),
+            | ServerError::Name { .. }
+            | ServerError::ReservedName { .. } => Self::invalid(message),
             ServerError::Backend(_)
             | ServerError::Encode(_)
             | ServerError::Gone
@@ -143,6 +151,9 @@ mod tests {
                 what: "room",
                 len: 2,
                 max: 1,
+            },
+            ServerError::ReservedName {
+                name: "ping".to_owned(),
             },
         ] {
             assert_eq!(CommandError::from(error).code(), "EINVALID");

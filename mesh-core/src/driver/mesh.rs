@@ -171,14 +171,15 @@ impl MeshServer {
     /// Sends an event to every connection, on all instances.
     ///
     /// # Errors
-    /// [`ServerError`]: the payload has no JSON form; [`ServerError::MessageTooLong`], and nobody was sent anything; or the backend failed,
-    /// and local connections were served.
+    /// [`ServerError::Name`] or [`ServerError::ReservedName`] for a name that no event of an application can have, [`ServerError::Encode`]
+    /// if the payload has no JSON form, [`ServerError::MessageTooLong`]: nobody was sent anything. [`ServerError::Backend`]: local
+    /// connections were served.
     pub async fn broadcast<T: IntoPayload>(
         &self,
         event: &str,
         payload: T,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
+        let frame = self.inner.event(event, &payload)?;
         self.broadcast_frame(frame, Arc::clone(&self.inner.nobody))
             .await
     }
@@ -193,7 +194,7 @@ impl MeshServer {
         payload: T,
         except: impl IntoIterator<Item = R>,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
+        let frame = self.inner.event(event, &payload)?;
         self.broadcast_frame(frame, ids(except)).await
     }
 
@@ -219,7 +220,7 @@ impl MeshServer {
         payload: T,
         to: impl IntoIterator<Item = R>,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
+        let frame = self.inner.event(event, &payload)?;
         let mut local = Vec::new();
         let mut remote: BTreeMap<InstanceId, Vec<ConnectionId>> = BTreeMap::new();
         // Named twice is sent once.
@@ -272,14 +273,14 @@ impl MeshServer {
     /// Sends an event to the members of a room, on all instances.
     ///
     /// # Errors
-    /// As [`broadcast`](Self::broadcast); [`ServerError::Name`] for a name that no room can have.
+    /// As [`broadcast`](Self::broadcast); [`ServerError::Name`] also for a name that no room can have.
     pub async fn broadcast_room<T: IntoPayload>(
         &self,
         room: &str,
         event: &str,
         payload: T,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
+        let frame = self.inner.event(event, &payload)?;
         self.broadcast_room_frame(room, frame, Arc::clone(&self.inner.nobody))
             .await
     }
@@ -295,7 +296,7 @@ impl MeshServer {
         payload: T,
         except: impl IntoIterator<Item = R>,
     ) -> Result<(), ServerError> {
-        let frame = payload.event(event)?;
+        let frame = self.inner.event(event, &payload)?;
         self.broadcast_room_frame(room, frame, ids(except)).await
     }
 
@@ -611,14 +612,33 @@ pub struct Metrics {
 }
 
 impl Inner {
+    /// The frame of an application's event. Its name may come from a client, who must not speak to others in the protocol's own.
+    pub(super) fn event<T: IntoPayload + ?Sized>(
+        &self,
+        event: &str,
+        payload: &T,
+    ) -> Result<TextFrame, ServerError> {
+        const OWN: [&str; 3] = [names::LATENCY, names::LATENCY_REQUEST, names::PING];
+        self.check_name("event", event)?;
+        if self.config.dialect.strip(event).is_some() || OWN.contains(&event) {
+            let name = event.to_owned();
+            return Err(ServerError::ReservedName { name });
+        }
+        Ok(payload.event(event)?)
+    }
+
     /// A room's or channel's name, if it can be one.
     pub(super) fn name(&self, what: &'static str, name: &str) -> Result<Name, ServerError> {
+        self.check_name(what, name)?;
+        Ok(name.into())
+    }
+
+    fn check_name(&self, what: &'static str, name: &str) -> Result<(), ServerError> {
         let (len, max) = (name.len(), self.config.limits.name_bytes_max);
-        if (1..=max).contains(&len) {
-            Ok(name.into())
-        } else {
-            Err(ServerError::Name { what, len, max })
+        if !(1..=max).contains(&len) {
+            return Err(ServerError::Name { what, len, max });
         }
+        Ok(())
     }
 
     /// Lets a message pass that is short enough for the instances that receive it.

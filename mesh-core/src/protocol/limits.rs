@@ -28,7 +28,7 @@ pub struct Limits {
     pub reply_bytes_max: usize,
     /// Channels, records and rooms of one connection, together. Default 4 096; over it: `EOVERLOAD`.
     pub memberships_max: usize,
-    /// The longest name of a command, channel, record or room, in bytes. Default 512; over it or empty: `EINVALID`.
+    /// The longest name of a command, event, channel, record or room, in bytes. Default 512; over it or empty: `EINVALID`.
     pub name_bytes_max: usize,
     /// Bytes queued to one client. Default 4 MiB; over it: close 1013. One message is always admitted to an empty queue.
     pub queue_bytes_max: usize,

@@ -35,6 +35,74 @@ fn join(client: &mut Client, room: &str) -> Value {
     client.call("mesh/join-room", json!({"roomName": room}))
 }
 
+/// A client that is told `ping` in another's name would answer it; one that is told `mesh/assign-id` would believe it.
+#[test]
+fn an_event_has_1_to_512_bytes_and_none_of_the_protocols_own_names() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let mut client = sim.connect(&server);
+    server.expose_room("r");
+    join(&mut client, "r");
+    let connection = server.connections().local(&client.id).unwrap();
+    let all_ways = |event: &str| {
+        let event = event.to_owned();
+        let (s, id, connection) = (server.clone(), client.id.clone(), connection.clone());
+        let outcomes = sim.wait(async move {
+            [
+                s.broadcast(&event, 1).await,
+                s.broadcast_exclude(&event, 1, ["nobody"]).await,
+                s.broadcast_to(&event, 1, [&id]).await,
+                s.broadcast_room("r", &event, 1).await,
+                s.broadcast_room_exclude("r", &event, 1, ["nobody"]).await,
+                s.send_to(&id, &event, 1).await,
+                connection.send(&event, &1),
+            ]
+        });
+        sim.run();
+        let received = client.frames();
+        let of_it = |frame: &&Value| frame["payload"] == 1;
+        (outcomes, received.iter().filter(of_it).count())
+    };
+    let longest = "x".repeat(512);
+    for event in [
+        "e", "é", &longest, "mesh", "mesh:e", "rt/e", "pong", "pings",
+    ] {
+        let (outcomes, received) = all_ways(event);
+        assert_eq!((outcomes, received), ([const { Ok(()) }; 7], 7), "{event}");
+    }
+    for event in ["", &"x".repeat(513)] {
+        let (what, len, max) = ("event", event.len(), 512);
+        let (outcomes, received) = all_ways(event);
+        let refused = outcomes.map(|outcome| outcome.unwrap_err());
+        assert!(
+            refused
+                .iter()
+                .all(|error| *error == ServerError::Name { what, len, max }),
+            "{refused:?}"
+        );
+        assert_eq!(received, 0, "{len}");
+    }
+    for event in [
+        "mesh/",
+        "mesh/assign-id",
+        "mesh/of-the-application",
+        "ping",
+        "latency",
+        "latency:request",
+    ] {
+        let name = event.to_owned();
+        let error = ServerError::ReservedName { name };
+        let (outcomes, received) = all_ways(event);
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| *outcome == Err(error.clone())),
+            "{outcomes:?}"
+        );
+        assert_eq!(received, 0, "{event}");
+    }
+}
+
 #[test]
 fn nothing_is_exposed_by_default() {
     let sim = Sim::new();
