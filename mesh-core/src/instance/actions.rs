@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::members::Members;
+use super::members::{KEPT_CAPACITY, Members};
 use crate::{
     backend::{BackendError, ConnectionId, Json, Name, Op},
     websocket::TextFrame,
@@ -141,7 +141,17 @@ impl<C, T> Actions<C, T> {
     }
 
     pub(super) fn pop(&mut self) -> Option<Action<C, T>> {
-        self.queue.pop_front()
+        let action = self.queue.pop_front();
+        // A connection that leaves thousands of rooms fills it once; each of its actions has paid for this.
+        if action.is_none() && self.queue.capacity() > KEPT_CAPACITY {
+            self.queue = VecDeque::new();
+        }
+        action
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.queue.capacity()
     }
 
     /// Starts an operation.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{
     actions::{Action, Actions, InstanceError, Origin, Outcome},
-    members::{Members, Seeded, Table},
+    members::{Members, Seeded, Table, take},
     topic::Topic,
 };
 use crate::{
@@ -423,7 +423,7 @@ impl<C: Clone, T> Channels<C, T> {
             );
         }
         if channel.topic == Topic::Idle && !wanted {
-            self.channels.swap_remove(name);
+            take(&mut self.channels, name);
         }
     }
 
@@ -438,11 +438,21 @@ impl<C: Clone, T> Channels<C, T> {
         if let Some(channels) = self.of.get_mut(id) {
             channels.remove(name);
             if channels.is_empty() {
-                self.of.swap_remove(id);
+                take(&mut self.of, id);
             }
         }
         actions.push(Action::Release(handle));
         true
+    }
+
+    /// Of each table.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> Vec<usize> {
+        let channels = self.channels.values();
+        let subscribers = channels.map(|channel| channel.subscribers.capacity());
+        let mut all = vec![self.channels.capacity(), self.of.capacity()];
+        all.extend(subscribers.max());
+        all
     }
 
     /// Holds the tables against each other; true if they are empty.

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use super::{
     actions::{Action, Actions, InstanceError, Origin, Outcome},
-    members::{Members, Seeded, Table},
+    members::{Members, Seeded, Table, take},
 };
 use crate::{
     backend::{BackendError, ConnectionId, Json, MetadataChange, Op, Reply},
@@ -175,7 +175,7 @@ impl<C: Clone, T> Directory<C, T> {
         match step {
             Step::Close { token } => {
                 let result = result.map(|_| Outcome::Closed).map_err(Into::into);
-                self.entries.swap_remove(id);
+                take(&mut self.entries, id);
                 actions.complete(token, result);
                 return;
             }
@@ -208,6 +208,12 @@ impl<C: Clone, T> Directory<C, T> {
             }
         }
         self.ask(id, actions);
+    }
+
+    /// Of each table.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> Vec<usize> {
+        vec![self.entries.capacity(), self.open.capacity()]
     }
 
     /// Holds the tables against each other; true if they are empty.

@@ -1,11 +1,11 @@
 //! A set of recipients that is shared with deliveries under way.
 
 use std::{
-    hash::{BuildHasher, Hasher},
+    hash::{BuildHasher, Hash, Hasher},
     sync::Arc,
 };
 
-use indexmap::IndexMap;
+use indexmap::{Equivalent, IndexMap};
 use siphasher::sip::SipHasher13;
 
 use crate::backend::ConnectionId;
@@ -40,6 +40,26 @@ impl BuildHasher for Seeded {
 
 /// A table whose order is the order of insertion, removals apart; never that of hashes.
 pub(super) type Table<K, V> = IndexMap<K, V, Seeded>;
+
+/// What has room for no more entries than this keeps its memory: too little to be worth another allocation.
+pub(super) const KEPT_CAPACITY: usize = 64;
+
+/// Takes an entry out of a table, which gives its memory back when it is mostly empty: once a crowd has left, its tables are as
+/// small as before it came.
+///
+/// It keeps room for twice what is left, so that as many entries have to come or to go before the next allocation as this one moved:
+/// a constant cost for each.
+pub(super) fn take<K, V, Q>(table: &mut Table<K, V>, key: &Q) -> Option<V>
+where
+    K: Eq + Hash,
+    Q: Equivalent<K> + Hash + ?Sized,
+{
+    let value = table.swap_remove(key)?;
+    if table.capacity() > KEPT_CAPACITY && table.len() < table.capacity() / 4 {
+        table.shrink_to(table.len() * 2);
+    }
+    Some(value)
+}
 
 /// Who gets an event: connection ids with the driver's handles.
 ///
@@ -107,6 +127,71 @@ impl<C: Clone> Members<C> {
         if !self.0.contains_key(id) {
             return false;
         }
-        Arc::make_mut(&mut self.0).swap_remove(id).is_some()
+        take(Arc::make_mut(&mut self.0), id).is_some()
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{KEPT_CAPACITY, Seeded, Table, take};
+
+    fn full(len: usize) -> Table<usize, usize> {
+        let mut table = Table::with_hasher(Seeded::new(&[1; 32]));
+        table.extend((0..len).map(|n| (n, n)));
+        table
+    }
+
+    #[test]
+    fn a_table_has_room_for_a_few_times_what_it_holds() {
+        let mut table = full(10_000);
+        let (mut shrunk, mut capacity) = (0, table.capacity());
+        for n in 0..10_000 {
+            assert_eq!(take(&mut table, &n), Some(n));
+            assert_eq!(take(&mut table, &n), None);
+            assert!(
+                table.capacity() <= KEPT_CAPACITY.max(4 * table.len() + 4),
+                "{} of {}",
+                table.len(),
+                table.capacity()
+            );
+            shrunk += u32::from(table.capacity() < capacity / 2);
+            capacity = table.capacity();
+        }
+        assert!(shrunk < 20, "{shrunk} allocations");
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn who_comes_and_goes_causes_no_allocation() {
+        // Right behind a shrink, where one more or less must not matter.
+        let mut table = full(1_000);
+        let capacity = table.capacity();
+        let mut n = 0;
+        while table.capacity() > capacity / 2 {
+            take(&mut table, &n);
+            n += 1;
+        }
+        let capacity = table.capacity();
+        for _ in 0..1_000 {
+            table.insert(0, 0);
+            take(&mut table, &0);
+            assert_eq!(table.capacity(), capacity);
+        }
+    }
+
+    #[test]
+    fn a_small_table_keeps_its_memory() {
+        let mut table = full(KEPT_CAPACITY / 2);
+        let capacity = table.capacity();
+        assert!(capacity <= KEPT_CAPACITY);
+        for n in 0..KEPT_CAPACITY / 2 {
+            take(&mut table, &n);
+        }
+        assert_eq!(table.capacity(), capacity);
     }
 }

@@ -230,6 +230,18 @@ impl<C: Clone, T> Instance<C, T> {
         self.channels.channels_of(id)
     }
 
+    /// How many entries each table has room for.
+    #[cfg(test)]
+    fn capacities(&self) -> Vec<usize> {
+        [
+            self.rooms.capacities(),
+            self.channels.capacities(),
+            self.directory.capacities(),
+            vec![self.actions.capacity()],
+        ]
+        .concat()
+    }
+
     /// Holds all tables against each other.
     #[cfg(test)]
     fn check(&self) {

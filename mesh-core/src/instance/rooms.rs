@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     actions::{Action, Actions, InstanceError, Origin, Outcome},
-    members::{Members, Seeded, Table},
+    members::{Members, Seeded, Table, take},
     topic::Topic,
 };
 use crate::{
@@ -357,7 +357,7 @@ impl<C: Clone, T> Rooms<C, T> {
             );
         }
         if state.topic == Topic::Idle && !wanted && state.requests.is_empty() {
-            self.rooms.swap_remove(room);
+            take(&mut self.rooms, room);
         }
     }
 
@@ -591,7 +591,7 @@ impl<C: Clone, T> Rooms<C, T> {
         if let Some(rooms) = self.of.get_mut(id) {
             rooms.remove(room);
             if rooms.is_empty() {
-                self.of.swap_remove(id);
+                take(&mut self.of, id);
             }
         }
         actions.push(Action::Release(handle));
@@ -606,6 +606,15 @@ impl<C: Clone, T> Rooms<C, T> {
         for id in ids {
             self.remove(room, &id, actions);
         }
+    }
+
+    /// Of each table.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> Vec<usize> {
+        let members = self.rooms.values().map(|room| room.members.capacity());
+        let mut all = vec![self.rooms.capacity(), self.of.capacity()];
+        all.extend(members.max());
+        all
     }
 
     /// Holds the tables against each other; true if they are empty.

@@ -168,6 +168,71 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
     assert!(shard.ok(2, Reply::Flag(true)).is_empty());
 }
 
+#[test]
+fn memory_comes_back_when_a_crowd_has_left() {
+    const CROWD: u32 = 2_000;
+    const REST: u32 = 10;
+    let mut instance = Instance::new(Seeded::new(&[7; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX);
+    // The actions of all are drained at once, as if they had come in one go.
+    let settle = |instance: &mut Instance<u32, u32>| loop {
+        let mut ops = Vec::new();
+        while let Some(action) = instance.poll_action() {
+            match action {
+                Action::Backend { token, op } => ops.push((token, op)),
+                Action::Complete { result, .. } => drop(result.unwrap()),
+                _ => {}
+            }
+        }
+        if ops.is_empty() {
+            break;
+        }
+        for (token, op) in ops {
+            let reply = match op {
+                Op::JoinRoom { .. } => Reply::Flag(true),
+                _ => Reply::Done,
+            };
+            instance.handle_backend(token, Ok(reply));
+        }
+    };
+    let connect = |instance: &mut Instance<u32, u32>, n: u32| {
+        instance.handle_open(&id(n), n, None, 0);
+        let (own, all) = (Name::from(n.to_string()), Name::from("all"));
+        for name in [&own, &all] {
+            instance.join(name, id(n), n, false, 0);
+            instance.subscribe(name, id(n), n, 0, 0);
+        }
+    };
+    (0..REST).for_each(|n| connect(&mut instance, n));
+    settle(&mut instance);
+    let before = instance.capacities();
+    assert!(
+        before.iter().all(|capacity| *capacity <= 64),
+        "already {before:?}"
+    );
+    (REST..CROWD).for_each(|n| connect(&mut instance, n));
+    settle(&mut instance);
+    // All tables; the queue of actions is empty again.
+    let (queue, tables) = (instance.capacities().pop(), instance.capacities());
+    assert!(queue <= Some(64), "{queue:?}");
+    assert!(
+        tables[..tables.len() - 1]
+            .iter()
+            .all(|capacity| *capacity >= CROWD as usize),
+        "{tables:?}"
+    );
+    for n in REST..CROWD {
+        instance.handle_gone(&id(n));
+        instance.handle_close(&id(n), 0);
+    }
+    settle(&mut instance);
+    let after = instance.capacities();
+    assert!(after.iter().all(|capacity| *capacity <= 64), "{after:?}");
+    for n in 0..REST {
+        assert!(instance.is_member("all", &id(n)) && instance.is_subscribed("all", &id(n)));
+    }
+    instance.check();
+}
+
 fn joined(token: u32, new: bool) -> String {
     let present = Vec::new();
     format!("{token} = {:?}", Outcome::Joined { new, present })
