@@ -84,6 +84,7 @@ impl MeshServerBuilder {
         change(&mut self.config.limits);
         let limits = &mut self.config.limits;
         limits.close_time_max = limits.close_time_max.min(YEAR);
+        limits.handshakes_max = limits.handshakes_max.max(1);
         limits.handshake_time_max = limits.handshake_time_max.min(YEAR);
         self
     }

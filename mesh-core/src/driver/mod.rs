@@ -1,8 +1,9 @@
 //! The runtime-neutral server: what carries the machines' actions out.
 //!
-//! An adapter implements [`Runtime`] and [`ByteStream`] (or a whole [`Socket`]), passes requests to
-//! [`MeshServer::handle_request`] and upgraded streams to [`MeshServer::serve`].
+//! An adapter implements [`Runtime`] and [`ByteStream`] (or a whole [`Socket`]), lends its listeners to
+//! [`MeshServer::accept_all`], and passes requests to [`Place::handle_request`] and upgraded streams to [`MeshServer::serve`].
 
+mod accept;
 mod authenticate;
 mod builder;
 mod builtins;
@@ -13,6 +14,7 @@ mod error;
 mod handler;
 mod hooks;
 pub mod inside;
+mod lobby;
 mod mesh;
 mod metadata;
 mod notices;
@@ -31,6 +33,7 @@ mod testkit;
 mod tests;
 mod timers;
 
+pub use accept::{Leave, Leaving, Place};
 pub use authenticate::{Accept, Admission, FrontDoor, Refusal, UpgradeRequest};
 pub use builder::MeshServerBuilder;
 pub use connection::{Connection, ConnectionRef};

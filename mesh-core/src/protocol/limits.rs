@@ -34,6 +34,10 @@ pub struct Limits {
     pub queue_bytes_max: usize,
     /// Connections of this instance. Default none; over it: HTTP 503 at the upgrade.
     pub connections_max: Option<usize>,
+    /// Connections of one listener that are not upgraded, at once: opening handshakes and plain HTTP requests. Default 4 096; over it
+    /// the one that has been quiet for longest is closed, or while none has been for 1 s the newcomer waits. Where 7 of 8 are in use,
+    /// plain requests are answered with `Connection: close`.
+    pub handshakes_max: usize,
     /// The time that a handshake may take. Default 10 s; over it the socket is closed.
     pub handshake_time_max: Duration,
     /// The time that a peer has to answer a close frame. Default 2 s; then the socket is dropped.
@@ -56,6 +60,7 @@ impl Default for Limits {
             name_bytes_max: 512,
             queue_bytes_max: 4 << 20,
             connections_max: None,
+            handshakes_max: 4_096,
             handshake_time_max: Duration::from_secs(10),
             close_time_max: Duration::from_secs(2),
         }

@@ -1,0 +1,245 @@
+//! The accept loop of a listener: who comes in, who has to go for it, and what happens where accepting fails.
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures_channel::oneshot;
+use futures_util::future::select;
+use http::{HeaderValue, header, request};
+
+use super::{
+    FrontDoor, MeshServer,
+    lobby::{Arrival, Lobby, Ticket},
+};
+
+/// The first pause after accepting failed; it doubles up to [`PAUSE_MAX`] while nobody can be told to go.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// A connection's place at its listener until it is upgraded or over. Dropping it makes room for another.
+#[derive(Debug)]
+pub struct Place {
+    server: MeshServer,
+    entrance: Entrance,
+    ticket: Ticket,
+}
+
+impl Place {
+    /// [`MeshServer::handle_request`], for a connection that may ask again: its time begins anew, and where places are few the answer
+    /// says that the connection ends with it (`Connection: close`).
+    pub async fn handle_request(
+        &self,
+        head: request::Parts,
+        remote: Option<SocketAddr>,
+    ) -> FrontDoor {
+        let now = self.server.inner.runtime.now();
+        self.entrance.state().lobby.handle_request(self.ticket, now);
+        let mut answer = self.server.handle_request(head, remote).await;
+        if let FrontDoor::Respond(response) = &mut answer
+            && self.is_crowded()
+        {
+            // Beside what it says already: 426 names the upgrade there.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().append(header::CONNECTION, close);
+        }
+        answer
+    }
+
+    fn is_crowded(&self) -> bool {
+        let now = self.server.inner.runtime.now();
+        self.entrance.state().lobby.is_crowded(now)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let (told, waiting) = {
+            let mut state = self.entrance.state();
+            let told = state.lobby.handle_departure(self.ticket);
+            (told, state.waiting.take())
+        };
+        // Both run foreign code, a waker's, and so not under the lock.
+        drop(told);
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+    }
+}
+
+/// How a connection that is not upgraded has to leave.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Leaving {
+    /// With the answer to its request, or at once if there is none: the listener is no more.
+    AfterExchange,
+    /// At once: a newcomer has its place.
+    AtOnce,
+}
+
+/// Resolves when a connection has to leave, unless it was upgraded before.
+#[derive(Debug)]
+#[must_use = "a connection that does not hear of it stays"]
+pub struct Leave(oneshot::Receiver<()>);
+
+impl Future for Leave {
+    type Output = Leaving;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Leaving> {
+        Pin::new(&mut self.0).poll(cx).map(|told| match told {
+            Ok(()) => Leaving::AtOnce,
+            Err(oneshot::Canceled) => Leaving::AfterExchange,
+        })
+    }
+}
+
+impl MeshServer {
+    /// The accept loop of a listener: hands every connection that `accept` yields to `serve`, until the server stops.
+    ///
+    /// At most [`handshakes_max`](super::Limits::handshakes_max) of them hold a [`Place`] at once. Where all are taken, the one that has been
+    /// quiet for longest, and for a second at least, is told to leave ([`Leaving::AtOnce`]); while there is none the newcomer waits, and
+    /// nobody else is accepted. When this future ends or is dropped, all are told to leave ([`Leaving::AfterExchange`]).
+    ///
+    /// A connection that failed before it was accepted is passed over. After any other failure of `accept` (no file descriptor or memory
+    /// left) the quietest is told to leave likewise, and `accept` is called again after a pause of 10 ms, which grows to 1 s where that does
+    /// not help. A call that waits when the server stops is dropped.
+    pub async fn accept_all<C, A>(
+        &self,
+        accept: impl FnMut() -> A,
+        serve: impl FnMut(C, Place, Leave),
+    ) where
+        A: Future<Output = io::Result<C>>,
+    {
+        let listener = Listener(Entrance::new(self.limits().handshakes_max));
+        let accepting = pin!(self.accept_for_ever(&listener.0, accept, serve));
+        select(accepting, pin!(self.wait_stopping())).await;
+    }
+
+    async fn accept_for_ever<C, A>(
+        &self,
+        entrance: &Entrance,
+        mut accept: impl FnMut() -> A,
+        mut serve: impl FnMut(C, Place, Leave),
+    ) where
+        A: Future<Output = io::Result<C>>,
+    {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match accept().await {
+                Ok(connection) => {
+                    pause = PAUSE_MIN;
+                    let (place, leave) = entrance.enter(self).await;
+                    serve(connection, place, leave);
+                }
+                Err(error) if is_of_the_peer(error.kind()) => {
+                    tracing::debug!(%error, "a connection was gone before it was accepted");
+                }
+                Err(error) => {
+                    let runtime = &self.inner.runtime;
+                    let gives_way = entrance.state().lobby.handle_exhaustion(runtime.now());
+                    if let Some(told) = gives_way {
+                        pause = PAUSE_MIN;
+                        tell_to_leave(told);
+                    }
+                    tracing::warn!(%error, ?pause, "cannot accept connections; trying again after a pause");
+                    runtime.sleep_until(runtime.now() + pause).await;
+                    pause = PAUSE_MAX.min(pause * 2);
+                }
+            }
+        }
+    }
+}
+
+fn is_of_the_peer(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::TimedOut
+    )
+}
+
+/// Sent: leave at once. Dropped: leave after the exchange.
+type Told = oneshot::Sender<()>;
+
+fn tell_to_leave(told: Told) {
+    // It may be upgraded or over by now, and its place is on its way back.
+    let _ = told.send(());
+}
+
+/// Where newcomers come in, for the accept loop and every place.
+#[derive(Clone, Debug)]
+struct Entrance(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    lobby: Lobby<Told>,
+    /// The accept loop, where it waits for somebody to leave.
+    waiting: Option<Waker>,
+}
+
+impl Entrance {
+    fn new(places_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            lobby: Lobby::new(places_max),
+            waiting: None,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a newcomer, as soon as there is one.
+    async fn enter(&self, server: &MeshServer) -> (Place, Leave) {
+        let runtime = &server.inner.runtime;
+        let (mut told, leave) = oneshot::channel();
+        loop {
+            let arrival = self.state().lobby.handle_arrival(told, runtime.now());
+            match arrival {
+                Arrival::Admitted { ticket, gives_way } => {
+                    if let Some(told) = gives_way {
+                        tell_to_leave(told);
+                    }
+                    let place = Place {
+                        server: server.clone(),
+                        entrance: self.clone(),
+                        ticket,
+                    };
+                    return (place, Leave(leave));
+                }
+                Arrival::Full { token, until } => {
+                    told = token;
+                    let somebody_left = pin!(poll_fn(|cx| self.poll_room(cx)));
+                    select(somebody_left, runtime.sleep_until(until)).await;
+                }
+            }
+        }
+    }
+
+    fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut state = self.state();
+        if !state.lobby.is_full() {
+            return Poll::Ready(());
+        }
+        state.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// Ends with its listener, and then everybody has to go.
+struct Listener(Entrance);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let inside = self.0.state().lobby.handle_end();
+        drop(inside); // Not under the lock: it wakes them.
+    }
+}
