@@ -47,7 +47,9 @@ impl MeshServerBuilderExt for MeshServerBuilder {
 ///
 /// Each listener serves WebSocket upgrades and plain HTTP requests on one port. A connection has
 /// [`handshake_time_max`](mesh_core::protocol::Limits::handshake_time_max) for TLS and its first request, and as long for each further exchange
-/// or wait; after an upgrade nothing of HTTP is left in it.
+/// or wait; after an upgrade nothing of HTTP is left in it. Where [`handshakes_max`](mesh_core::protocol::Limits::handshakes_max) connections of
+/// a listener are not upgraded, the one that has been quiet for longest makes room for the next, as does one where the process is short of
+/// file descriptors.
 pub trait MeshServerExt {
     /// Listens on `address`, serves until [`shutdown`](MeshServer::shutdown), and returns once that is done.
     ///

@@ -13,10 +13,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Request, Response, request};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use mesh_core::driver::Leaving;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     time::{Instant, sleep_until, timeout},
@@ -46,14 +48,14 @@ pub(crate) struct Upgraded<S, A> {
 /// Answers requests on `io` until one of them is upgraded (`Some`) or there are no more (`None`).
 ///
 /// Each exchange, from the wait for its head to the last byte of its answer, has `time_max`, the first until `deadline`: so much for slow
-/// heads, answers that nobody reads, idle connections and a `decide` that hangs. Once `stopping` resolves, the exchange at hand is the last.
+/// heads, answers that nobody reads, idle connections and a `decide` that hangs. `leave` may end it before.
 ///
 /// The future is large, for hyper is in it; box it.
 pub(crate) async fn serve<S, A, D>(
     io: S,
     deadline: Instant,
     time_max: Duration,
-    stopping: impl Future<Output = ()>,
+    leave: impl Future<Output = Leaving>,
     decide: impl Fn(request::Parts) -> D,
 ) -> Option<Upgraded<S, A>>
 where
@@ -92,17 +94,22 @@ where
         .header_read_timeout(None) // The deadline below covers it, and the rest.
         .serve_connection(TokioIo::new(io), service);
 
-    let mut stopping = pin!(stopping);
-    let mut is_stopping = false;
+    let mut leave = pin!(leave.fuse());
     let mut timer = pin!(sleep_until(deadline));
     let mut answers = 0;
     let over = poll_fn(|cx| {
-        if !is_stopping && stopping.as_mut().poll(cx).is_ready() {
-            is_stopping = true;
-            Pin::new(&mut connection).graceful_shutdown();
+        let mut is_over = false;
+        match leave.as_mut().poll(cx) {
+            Poll::Ready(Leaving::AfterExchange) => Pin::new(&mut connection).graceful_shutdown(),
+            Poll::Ready(Leaving::AtOnce) => is_over = true,
+            Poll::Pending => {}
         }
+        // Even if it has to leave: it may have been upgraded just now.
         if let Poll::Ready(over) = connection.poll_without_shutdown(cx) {
             return Poll::Ready(over.map_err(drop));
+        }
+        if is_over {
+            return Poll::Ready(Err(()));
         }
         let now = progress
             .lock()
@@ -147,7 +154,10 @@ mod tests {
 
     use http::StatusCode;
 
-    use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+    use tokio::{
+        io::{AsyncReadExt, DuplexStream, duplex},
+        sync::oneshot,
+    };
 
     use super::*;
 
@@ -174,9 +184,9 @@ mod tests {
 
     async fn serve_until(
         io: DuplexStream,
-        stopping: impl Future<Output = ()>,
+        leave: impl Future<Output = Leaving>,
     ) -> Option<Upgraded<DuplexStream, String>> {
-        serve(io, Instant::now() + TIME_MAX, TIME_MAX, stopping, decide).await
+        serve(io, Instant::now() + TIME_MAX, TIME_MAX, leave, decide).await
     }
 
     async fn read_until(io: &mut DuplexStream, end: &str) -> String {
@@ -308,7 +318,34 @@ mod tests {
     #[tokio::test]
     async fn an_idle_connection_ends_when_the_server_stops() {
         let (_near, far) = duplex(4 << 10);
-        let served = timeout(TIME_MAX / 2, serve_until(far, ready(()))).await;
+        let leave = ready(Leaving::AfterExchange);
+        let served = timeout(TIME_MAX / 2, serve_until(far, leave)).await;
         assert!(served.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn an_exchange_comes_to_its_end_or_gives_way() {
+        for (leaving, is_answered) in [(Leaving::AfterExchange, true), (Leaving::AtOnce, false)] {
+            let (mut near, far) = duplex(4 << 10);
+            let (told, leave) = oneshot::channel();
+            let leave = async { leave.await.unwrap() };
+            let client = async {
+                near.write_all(b"GET /ok HTTP/1.1\r\nhost: ").await.unwrap();
+                tokio::task::yield_now().await;
+                told.send(leaving).unwrap();
+                // The other side hears of it in this round or the next.
+                tokio::task::yield_now().await;
+                tokio::task::yield_now().await;
+                // It may be gone already.
+                let _ = near.write_all(b"mesh\r\n\r\n").await;
+                let mut answer = String::new();
+                near.read_to_string(&mut answer).await.unwrap();
+                answer
+            };
+            let both = async { tokio::join!(client, serve_until(far, leave)) };
+            let (answer, upgraded) = timeout(TIME_MAX / 2, both).await.unwrap();
+            assert!(upgraded.is_none());
+            assert_eq!(answer.ends_with("/ok"), is_answered, "{answer}");
+        }
     }
 }

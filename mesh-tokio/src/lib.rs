@@ -46,7 +46,6 @@
 //! | --- | --- | --- |
 //! | `tls` | no | `wss://` for both sides, by rustls with the ring provider |
 
-mod accept;
 mod client;
 mod connect;
 mod error;

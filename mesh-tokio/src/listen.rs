@@ -1,25 +1,19 @@
 //! A server's listener: TCP, TLS and the front door, up to the upgraded connection.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc};
+use std::{future::Future, net::SocketAddr};
 
 use ::http::request;
-use mesh_core::driver::{Admission, FrontDoor, MeshServer, Socket, WebSocketStream};
+use mesh_core::driver::{Admission, FrontDoor, Leave, MeshServer, Place, Socket, WebSocketStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
 };
 
 use crate::{
-    accept::accept_all,
     http::{self, Answer},
     stream::Io,
 };
-
-/// Connections that are not upgraded, at once, for each listener; over it the rest waits in the kernel's backlog until one of
-/// them is, or its time is up.
-const HANDSHAKES_MAX: usize = 4_096;
 
 /// How a listener's connections are secured.
 #[derive(Clone, Debug)]
@@ -29,44 +23,21 @@ pub(crate) enum Security {
     Tls(crate::tls::ServerTls),
 }
 
-/// What ends with a listener: exchanges of plain HTTP, and handshakes under way.
-#[derive(Clone, Debug)]
-struct Open(watch::Receiver<()>);
-
-impl Open {
-    /// Resolves when the listener is no more.
-    async fn closed(&mut self) {
-        // Nothing is ever sent: the only change there is is the end of the sender.
-        let _ = self.0.changed().await;
-    }
-}
-
 /// Accepts connections until the server stops, then waits until it is shut down.
 pub(crate) async fn serve_listener(server: &MeshServer, listener: TcpListener, security: Security) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let (close, open) = watch::channel(());
-    let open = Open(open);
-    let accept = || async {
-        let permit = Arc::clone(&handshakes).acquire_owned().await;
-        let permit = permit.map_err(io::Error::other)?;
-        let (stream, remote) = listener.accept().await?;
-        Ok((stream, remote, permit))
-    };
-    let accepting = accept_all(accept, |(stream, remote, permit)| {
+    let accept = || listener.accept();
+    let accepting = server.accept_all(accept, |(stream, remote), place, leave| {
         let accepted = Accepted {
             stream,
             remote,
             security: security.clone(),
-            open: open.clone(),
-            _permit: permit,
+            place,
+            leave,
         };
         tokio::spawn(serve_connection(server.clone(), accepted));
     });
-    tokio::select! {
-        () = accepting => {}
-        () = server.wait_stopping() => {}
-    }
-    drop((listener, close));
+    accepting.await;
+    drop(listener);
     // Another call began it; this one waits for its end, and that one is told of what went wrong.
     let _ = server.shutdown().await;
 }
@@ -76,9 +47,9 @@ struct Accepted {
     stream: TcpStream,
     remote: SocketAddr,
     security: Security,
-    open: Open,
     /// Given back once the handshake is over, however it ends.
-    _permit: OwnedSemaphorePermit,
+    place: Place,
+    leave: Leave,
 }
 
 /// One connection, from its first byte to its end.
@@ -106,18 +77,23 @@ impl Accepted {
             stream,
             remote,
             security,
-            open,
-            _permit,
+            place,
+            leave,
         } = self;
         // Without it the kernel holds small frames back for an acknowledgement; a stream that refuses is only slower.
         let _ = stream.set_nodelay(true);
         match security {
-            Security::Plain => open_http(server, stream, remote, deadline, open).await,
+            Security::Plain => open_http(server, stream, remote, deadline, &place, leave).await,
             #[cfg(feature = "tls")]
             Security::Tls(tls) => {
-                let stream = tokio::time::timeout_at(deadline, tls.accept(stream)).await;
+                let mut leave = leave;
+                let stream = tokio::select! {
+                    stream = tokio::time::timeout_at(deadline, tls.accept(stream)) => stream,
+                    // There is no exchange yet that could come to its end.
+                    _ = &mut leave => return None,
+                };
                 match stream.ok()? {
-                    Ok(stream) => open_http(server, stream, remote, deadline, open).await,
+                    Ok(stream) => open_http(server, stream, remote, deadline, &place, leave).await,
                     Err(error) => {
                         tracing::debug!(%remote, %error, "the TLS handshake failed");
                         None
@@ -133,24 +109,21 @@ async fn open_http<S>(
     io: S,
     remote: SocketAddr,
     deadline: Instant,
-    mut open: Open,
+    place: &Place,
+    leave: Leave,
 ) -> Option<(Admission, Box<dyn Socket>)>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let time_max = server.limits().handshake_time_max;
-    let decide = |head| decide(server, head, remote);
-    let upgraded = http::serve(io, deadline, time_max, open.closed(), decide).await?;
+    let decide = |head| decide(place, head, remote);
+    let upgraded = http::serve(io, deadline, time_max, leave, decide).await?;
     let socket = socket(server, upgraded.io, &upgraded.leftover);
     Some((upgraded.value, socket))
 }
 
-async fn decide(
-    server: &MeshServer,
-    head: request::Parts,
-    remote: SocketAddr,
-) -> Answer<Admission> {
-    match server.handle_request(head, Some(remote)).await {
+async fn decide(place: &Place, head: request::Parts, remote: SocketAddr) -> Answer<Admission> {
+    match place.handle_request(head, Some(remote)).await {
         FrontDoor::Respond(response) => Answer::Respond(response),
         FrontDoor::Upgrade {
             response,
@@ -170,6 +143,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
     use crate::MeshServerBuilderExt as _;
 
@@ -179,18 +154,28 @@ mod tests {
     #[tokio::test]
     async fn a_connections_future_is_small() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (stream, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let (_close, open) = watch::channel(());
-        let accepted = Accepted {
-            stream: stream.unwrap(),
-            remote: accepted.unwrap().1,
-            security: Security::Plain,
-            open: Open(open),
-            _permit: Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap(),
-        };
+        let _stream = TcpStream::connect(listener.local_addr().unwrap()).await;
         let server = MeshServer::builder().build();
-        let size = size_of_val(&serve_connection(server, accepted));
+        let (size, mut is_known) = oneshot::channel();
+        let mut size = Some(size);
+        let accepting = server.accept_all(
+            || listener.accept(),
+            |(stream, remote), place, leave| {
+                let accepted = Accepted {
+                    stream,
+                    remote,
+                    security: Security::Plain,
+                    place,
+                    leave,
+                };
+                let future = serve_connection(server.clone(), accepted);
+                size.take().unwrap().send(size_of_val(&future)).unwrap();
+            },
+        );
+        let size = tokio::select! {
+            () = accepting => panic!("it stopped"),
+            size = &mut is_known => size.unwrap(),
+        };
         assert!(size <= FUTURE_BYTES_MAX, "{size} bytes");
     }
 }

@@ -116,6 +116,98 @@ async fn who_says_nothing_is_dropped() {
     assert!(peer.noop(1).await.contains("mesh/noop"));
 }
 
+/// A server whose listener is soon full.
+fn small_server(handshakes_max: usize) -> MeshServer {
+    MeshServer::builder()
+        .limits(|limits| {
+            limits.handshakes_max = handshakes_max;
+            limits.handshake_time_max = PATIENCE * 6;
+        })
+        .build()
+}
+
+/// The answer to a plain request, which allows for another one.
+async fn get(stream: &mut TcpStream) -> String {
+    let request = b"GET /nothing HTTP/1.1\r\nhost: mesh\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    patiently("an answer", async {
+        while !answer.ends_with(b"not found") && stream.read_buf(&mut answer).await.unwrap() > 0 {}
+    })
+    .await;
+    String::from_utf8(answer).unwrap().to_ascii_lowercase()
+}
+
+async fn ended(stream: &mut TcpStream) {
+    let read = patiently("the end", stream.read(&mut [0; 64])).await;
+    assert_eq!(read.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_out() {
+    let server = small_server(8);
+    let (address, _serving) = start(&server).await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(connect(address).await);
+    }
+    // Upgraded ones need no place, so that one silent connection is enough to make room for both.
+    for _ in 0..2 {
+        let mut peer = Peer::open(connect(address).await).await.unwrap();
+        assert!(peer.noop(1).await.contains("mesh/noop"));
+    }
+    ended(&mut silent[0]).await;
+    for other in &mut silent[1..] {
+        assert!(get(other).await.starts_with("http/1.1 404 "));
+    }
+}
+
+#[tokio::test]
+async fn upgraded_connections_take_no_place() {
+    let server = small_server(2);
+    let (address, _serving) = start(&server).await;
+    let mut peers = Vec::new();
+    for _ in 0..5 {
+        peers.push(Peer::open(connect(address).await).await.unwrap());
+    }
+    for peer in &mut peers {
+        assert!(peer.noop(1).await.contains("mesh/noop"));
+    }
+    let mut plain = connect(address).await;
+    let answer = get(&mut plain).await;
+    assert!(!answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn plain_connections_end_with_their_answer_where_places_are_few() {
+    let server = small_server(2);
+    let (address, _serving) = start(&server).await;
+    let mut plain = connect(address).await;
+    assert!(!get(&mut plain).await.contains("connection: close"));
+    let _silent = connect(address).await;
+    patiently("a last answer", async {
+        // It may be asked before the other one is inside.
+        while !get(&mut plain).await.contains("connection: close") {}
+    })
+    .await;
+    ended(&mut plain).await;
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_tls_handshake_gives_way_too() {
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (chain, key) = (certified.cert.pem(), certified.signing_key.serialize_pem());
+    let tls = mesh_tokio::ServerTls::from_pem(chain.as_bytes(), key.as_bytes()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = small_server(1);
+    tokio::spawn(async move { server.serve_listener_tls(listener, tls).await });
+    let mut silent = connect(address).await;
+    let _newcomer = connect(address).await;
+    ended(&mut silent).await;
+}
+
 #[tokio::test]
 async fn shutdown_ends_the_listener_the_connections_and_every_task() {
     let server = server_with(PATIENCE);
