@@ -157,7 +157,7 @@ impl MeshServerExt for MeshServer {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        upgraded::serve(self.clone(), io, info).await;
+        upgraded::serve(self, io, info).await;
     }
 }
 

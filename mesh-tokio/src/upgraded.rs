@@ -1,15 +1,12 @@
 //! Streams that another HTTP server upgraded.
 
-use std::{future::poll_fn, net::SocketAddr};
+use std::{future::Future, net::SocketAddr};
 
-use ::http::{Request, Response, StatusCode, request};
+use ::http::{Request, Response, request};
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use mesh_core::{
-    driver::{Admission, FrontDoor, MeshServer, Socket},
-    websocket::{CloseCode, CloseFrame},
-};
+use mesh_core::driver::{Admission, FrontDoor, MeshServer, Socket};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -82,34 +79,14 @@ fn take_back(server: &MeshServer, upgraded: Upgraded) -> Box<dyn Socket> {
 }
 
 /// Serves a stream that already speaks WebSocket.
-pub(crate) async fn serve<S>(server: MeshServer, io: S, info: ConnectInfo)
+pub(crate) fn serve<S>(
+    server: &MeshServer,
+    io: S,
+    info: ConnectInfo,
+) -> impl Future<Output = ()> + Send + use<S>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let socket = socket(&server, io, &info.leftover);
-    let verdict = match info.head {
-        None => server.admit(info.remote).map_err(|refusal| refusal.status),
-        Some(head) => match Box::pin(server.handle_request(head, info.remote)).await {
-            FrontDoor::Upgrade { admission, .. } => Ok(admission),
-            FrontDoor::Respond(response) => Err(response.status()),
-        },
-    };
-    match verdict {
-        Ok(admission) => server.serve(admission, socket).await,
-        Err(status) => Box::pin(refuse(&server, socket, status)).await,
-    }
-}
-
-/// The time for an HTTP answer is over, so a refusal is a close frame.
-async fn refuse(server: &MeshServer, mut socket: Box<dyn Socket>, status: StatusCode) {
-    let close = CloseFrame {
-        code: match status {
-            StatusCode::SERVICE_UNAVAILABLE => CloseCode::TRY_AGAIN_LATER,
-            _ => CloseCode::POLICY_VIOLATION,
-        },
-        reason: status.to_string(),
-    };
-    let closing = poll_fn(|cx| socket.poll_close(cx, &close));
-    // However it ends, the socket is dropped.
-    let _ = timeout(server.limits().close_time_max, closing).await;
+    let socket = socket(server, io, &info.leftover);
+    server.serve_upgraded_socket(info.head, info.remote, socket)
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::pin,
@@ -11,15 +11,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::select};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-use super::{MeshServer, ServerError, inside::Inside, metadata, server::Inner};
+use super::{MeshServer, ServerError, Socket, inside::Inside, metadata, server::Inner};
 use crate::{
     backend::{BoxFuture, Json},
     protocol::EncodeError,
-    websocket::handshake,
+    websocket::{CloseCode, CloseFrame, handshake},
 };
 
 /// A request as `authenticate` sees it, or the handler of plain requests.
@@ -262,6 +262,60 @@ impl MeshServer {
                 FrontDoor::Respond(refusal.into_response())
             }
         }
+    }
+
+    /// Serves a stream that something else has upgraded, so that a refusal can only be a close frame: 1013 where the server is full or
+    /// ends, 1008 for any other reason.
+    ///
+    /// `head` is the request for the upgrade, to be judged as [`handle_request`](Self::handle_request) does; without one it has been judged,
+    /// and only [`admit`](Self::admit) is asked.
+    pub fn serve_upgraded_socket(
+        &self,
+        head: Option<Parts>,
+        remote: Option<SocketAddr>,
+        socket: Box<dyn Socket>,
+    ) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let server = self.clone();
+        // Boxed, for what follows lives as long as the connection.
+        let opening = Box::pin({
+            let server = self.clone();
+            async move {
+                let verdict = match head {
+                    None => server.admit(remote).map_err(|refusal| refusal.status),
+                    Some(head) => match server.handle_request(head, remote).await {
+                        FrontDoor::Upgrade { admission, .. } => Ok(admission),
+                        FrontDoor::Respond(response) => Err(response.status()),
+                    },
+                };
+                match verdict {
+                    Ok(admission) => Some((admission, socket)),
+                    Err(status) => {
+                        server.refuse(socket, status).await;
+                        None
+                    }
+                }
+            }
+        });
+        async move {
+            if let Some((admission, socket)) = opening.await {
+                server.serve(admission, socket).await;
+            }
+        }
+    }
+
+    async fn refuse(&self, mut socket: Box<dyn Socket>, status: StatusCode) {
+        let close = CloseFrame {
+            code: match status {
+                StatusCode::SERVICE_UNAVAILABLE => CloseCode::TRY_AGAIN_LATER,
+                _ => CloseCode::POLICY_VIOLATION,
+            },
+            reason: status.to_string(),
+        };
+        let runtime = &self.inner.runtime;
+        let give_up = runtime.sleep_until(runtime.now() + self.limits().close_time_max);
+        let closing = poll_fn(|cx| socket.poll_close(cx, &close));
+        // However it ends, the socket is dropped.
+        select(closing, give_up).await;
     }
 
     async fn let_in(&self, head: Parts, remote: Option<SocketAddr>) -> Result<Admission, Refusal> {

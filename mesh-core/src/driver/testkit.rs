@@ -229,19 +229,25 @@ impl Sim {
 
     /// Serves a client that the front door let in, without waiting for anything.
     pub(super) fn attach(&self, server: &MeshServer, admission: Admission) -> Client {
+        let (socket, client) = self.pair();
+        let task = server.serve(admission, socket);
+        self.0.spawn(Box::pin(task));
+        client
+    }
+
+    /// Both ends of a connection.
+    pub(super) fn pair(&self) -> (Box<dyn Socket>, Client) {
         let wire = Arc::new(Mutex::new(Wire {
             answers_close: true,
             ..Wire::default()
         }));
-        let socket = Script(Arc::clone(&wire));
-        let task = server.serve(admission, Box::new(socket));
-        self.0.spawn(Box::pin(task));
-        Client {
+        let client = Client {
             sim: self.clone(),
-            wire,
+            wire: Arc::clone(&wire),
             id: String::new(),
             last: 0,
-        }
+        };
+        (Box::new(Script(wire)), client)
     }
 }
 

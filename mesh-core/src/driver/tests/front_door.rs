@@ -1,5 +1,7 @@
 //! Who is let in, and what else the port answers.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
 use serde_json::json;
@@ -226,4 +228,39 @@ fn pages_and_authenticate_reach_the_server() {
         panic!("refused");
     };
     assert_eq!(admission.metadata.as_deref(), Some("1"));
+}
+
+#[test]
+fn who_was_upgraded_elsewhere_is_served_or_closed() {
+    let sim = Sim::new();
+    let server = build(&sim, |builder| {
+        builder.limits(|limits| limits.connections_max = Some(1))
+    });
+    let refused = |head| {
+        let (socket, client) = sim.pair();
+        let serving = sim.start(server.serve_upgraded_socket(head, None, socket));
+        sim.run();
+        assert!(serving.is_done() && client.is_dropped());
+        client.close_code()
+    };
+    let wrong = || upgrade(&[("sec-websocket-key", "another")]);
+    assert_eq!(refused(Some(wrong())), Some(1008));
+
+    let (socket, client) = sim.pair();
+    let serving = sim.start(server.serve_upgraded_socket(Some(upgrade(&[])), None, socket));
+    sim.run();
+    assert!(!serving.is_done());
+    assert_eq!(client.frames()[0]["command"], "mesh/assign-id");
+    for head in [None, Some(upgrade(&[]))] {
+        assert_eq!(refused(head), Some(1013));
+    }
+
+    let (socket, client) = sim.pair();
+    client.ignore_close();
+    let serving = sim.start(server.serve_upgraded_socket(Some(wrong()), None, socket));
+    let close_time_max = server.limits().close_time_max;
+    sim.advance(close_time_max - Duration::from_millis(1));
+    assert!(!serving.is_done());
+    sim.advance(Duration::from_millis(1));
+    assert!(serving.is_done() && client.is_dropped());
 }
