@@ -2,14 +2,9 @@
 
 use std::{error::Error as _, io};
 
-use ::http::{HeaderMap, HeaderValue, Request, Uri, header::HOST};
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use mesh_client_core::driver::{ConnectError, ConnectRequest, Connector};
-use mesh_core::{
-    driver::{Socket, WebSocketStream},
-    websocket::handshake,
-};
+use mesh_client_core::driver::{ConnectError, ConnectRequest, Connector, Target};
+use mesh_core::driver::Socket;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 #[cfg(feature = "tls")]
@@ -100,51 +95,6 @@ impl Connector for TokioConnector {
     }
 }
 
-/// A URL taken apart.
-#[derive(Debug, Eq, PartialEq)]
-struct Target {
-    is_secure: bool,
-    /// Without the brackets of an IPv6 address.
-    host: String,
-    port: u16,
-    /// The `Host` header: without user and password, and without a port that goes without saying.
-    authority: String,
-    /// Path and query.
-    path: String,
-}
-
-impl Target {
-    fn of(url: &str) -> Result<Self, ConnectError> {
-        let invalid = || ConnectError::InvalidUrl(url.to_owned());
-        let uri: Uri = url.parse().map_err(|_| invalid())?;
-        let (is_secure, default_port) = match uri.scheme_str() {
-            Some("ws") => (false, 80),
-            Some("wss") => (true, 443),
-            _ => return Err(invalid()),
-        };
-        let host = uri
-            .host()
-            .filter(|host| !host.is_empty())
-            .ok_or_else(invalid)?;
-        let port = uri.port_u16().unwrap_or(default_port);
-        let path = uri.path().to_owned(); // "/" where there is none.
-        Ok(Self {
-            is_secure,
-            host: host.trim_matches(['[', ']']).to_owned(),
-            port,
-            authority: if port == default_port {
-                host.to_owned()
-            } else {
-                format!("{host}:{port}")
-            },
-            path: match uri.query() {
-                Some(query) => path + "?" + query,
-                None => path,
-            },
-        })
-    }
-}
-
 /// The opening handshake.
 async fn open<S>(
     stream: S,
@@ -154,58 +104,19 @@ async fn open<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    // The nonce is public, so the masks follow from the other half alone.
-    let [nonce, secret]: [[u8; 16]; 2] = halves(request.seed);
-    let mut mask_seed = [0; 32];
-    mask_seed[..16].copy_from_slice(&secret);
-
-    let head = head(target, &request.headers, &nonce)?;
-    let upgraded = match request::upgrade(stream, head)
+    let (head, opening) = request.open(target)?;
+    match request::upgrade(stream, head)
         .await
         .map_err(upgrade_error)?
     {
-        Outcome::Upgraded(upgraded) => upgraded,
-        Outcome::Refused(status, body) => {
-            return Err(ConnectError::Refused {
-                status: status.as_u16(),
-                body: text(&body),
-            });
+        Outcome::Upgraded(upgraded) => {
+            opening.finish(&upgraded.value, Io(upgraded.io), &upgraded.leftover)
         }
-    };
-    let response = &upgraded.value;
-    handshake::check_response(&nonce, response.status(), response.headers())
-        .map_err(|error| ConnectError::Handshake(error.to_string()))?;
-    Ok(Box::new(WebSocketStream::client(
-        Io(upgraded.io),
-        &upgraded.leftover,
-        request.message_bytes_max,
-        mask_seed,
-    )))
-}
-
-fn halves(seed: [u8; 32]) -> [[u8; 16]; 2] {
-    let mut halves = [[0; 16]; 2];
-    halves[0].copy_from_slice(&seed[..16]);
-    halves[1].copy_from_slice(&seed[16..]);
-    halves
-}
-
-/// The request; the handshake's own header fields win over the caller's, except for `Host`.
-fn head(
-    target: &Target,
-    headers: &HeaderMap,
-    nonce: &[u8; 16],
-) -> Result<Request<()>, ConnectError> {
-    let invalid = || ConnectError::InvalidUrl(target.path.clone());
-    let mut request = Request::new(());
-    *request.uri_mut() = target.path.parse().map_err(|_| invalid())?;
-    let host = HeaderValue::try_from(&target.authority).map_err(|_| invalid())?;
-    request.headers_mut().insert(HOST, host);
-    request.headers_mut().extend(headers.clone());
-    request
-        .headers_mut()
-        .extend(handshake::request_headers(nonce));
-    Ok(request)
+        Outcome::Refused(status, body) => Err(ConnectError::Refused {
+            status: status.as_u16(),
+            body: String::from_utf8_lossy(&body).into_owned(),
+        }),
+    }
 }
 
 /// Tells an answer that is no HTTP from a network that failed.
@@ -225,103 +136,5 @@ fn upgrade_error(error: io::Error) -> ConnectError {
             message: io.to_string(),
         },
         _ => ConnectError::Handshake(cause.to_string()),
-    }
-}
-
-fn text(body: &Bytes) -> String {
-    String::from_utf8_lossy(body).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use ::http::HeaderName;
-
-    use super::*;
-
-    fn target(url: &str) -> (bool, String, u16, String, String) {
-        let target = Target::of(url).unwrap();
-        let Target {
-            is_secure,
-            host,
-            port,
-            authority,
-            path,
-        } = target;
-        (is_secure, host, port, authority, path)
-    }
-
-    #[test]
-    fn urls_are_taken_apart() {
-        let of = |is_secure, host: &str, port, authority: &str, path: &str| {
-            (
-                is_secure,
-                host.to_owned(),
-                port,
-                authority.to_owned(),
-                path.to_owned(),
-            )
-        };
-        assert_eq!(
-            target("ws://localhost"),
-            of(false, "localhost", 80, "localhost", "/")
-        );
-        assert_eq!(
-            target("wss://example.org:443/a/b?c=d"),
-            of(true, "example.org", 443, "example.org", "/a/b?c=d")
-        );
-        assert_eq!(
-            target("wss://example.org:80?c=d"),
-            of(true, "example.org", 80, "example.org:80", "/?c=d")
-        );
-        assert_eq!(
-            target("ws://[::1]:8080/"),
-            of(false, "::1", 8080, "[::1]:8080", "/")
-        );
-        assert_eq!(
-            target("ws://user:secret@localhost:1/"),
-            of(false, "localhost", 1, "localhost:1", "/")
-        );
-        for url in ["", "http://localhost", "localhost", "ws://", "/path"] {
-            assert_eq!(
-                Target::of(url),
-                Err(ConnectError::InvalidUrl(url.to_owned()))
-            );
-        }
-    }
-
-    #[test]
-    fn headers_of_the_caller_are_sent_and_spoil_no_handshake() {
-        let target = Target::of("ws://localhost:81/a").unwrap();
-        let mut own = HeaderMap::new();
-        for (name, value) in [
-            ("authorization", "Bearer x"),
-            ("cookie", "a=b"),
-            ("cookie", "c=d"),
-            ("upgrade", "h2c"),
-            ("sec-websocket-key", "none"),
-        ] {
-            let name = HeaderName::from_static(name);
-            own.append(name, HeaderValue::from_static(value));
-        }
-        let request = head(&target, &own, &[7; 16]).unwrap();
-        let headers = request.headers();
-        assert_eq!(request.uri(), "/a");
-        assert_eq!(headers["host"], "localhost:81");
-        assert_eq!(headers["authorization"], "Bearer x");
-        assert_eq!(headers.get_all("cookie").iter().count(), 2);
-        assert_eq!(
-            headers.get_all("upgrade").iter().collect::<Vec<_>>(),
-            ["websocket"]
-        );
-        assert_eq!(
-            headers["sec-websocket-key"],
-            handshake::request_headers(&[7; 16])["sec-websocket-key"]
-        );
-
-        own.insert(HOST, HeaderValue::from_static("elsewhere"));
-        assert_eq!(
-            head(&target, &own, &[7; 16]).unwrap().headers()["host"],
-            "elsewhere"
-        );
     }
 }

@@ -3,13 +3,14 @@
 use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use mesh_core::{driver::Runtime, protocol::Dialect};
 
 use super::{
     client::MeshClient,
     connector::Connector,
     shared::{Handle, Shared},
+    target::Target,
     task::Driver,
 };
 use crate::{Client, ClientConfig, ConnectError, Reconnect};
@@ -191,7 +192,7 @@ impl ClientBuilder {
         runtime: Arc<dyn Runtime>,
         connector: Arc<dyn Connector>,
     ) -> Result<MeshClient, ConnectError> {
-        check_url(&self.options.url)?;
+        Target::of(&self.options.url)?;
         if let Some(name) = self.invalid_header {
             return Err(ConnectError::InvalidHeader(name));
         }
@@ -232,60 +233,5 @@ impl fmt::Debug for ClientBuilder {
             .field("url", &self.options.url)
             .field("config", &self.options.config)
             .finish_non_exhaustive()
-    }
-}
-
-fn check_url(url: &str) -> Result<(), ConnectError> {
-    let is_websocket = url.parse().is_ok_and(|uri: Uri| {
-        matches!(uri.scheme_str(), Some("ws" | "wss"))
-            && uri.host().is_some_and(|host| !host.is_empty())
-            && (uri.port().is_some() || names_no_port(&uri))
-    });
-    is_websocket
-        .then_some(())
-        .ok_or_else(|| ConnectError::InvalidUrl(url.to_owned()))
-}
-
-/// A port that is no port, such as 65536, reads as none.
-fn names_no_port(uri: &Uri) -> bool {
-    let authority = uri.authority().map_or("", |authority| authority.as_str());
-    let place = authority.rsplit('@').next().unwrap_or_default();
-    let behind = place.strip_prefix(uri.host().unwrap_or_default());
-    matches!(behind, Some("" | ":"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_urls_of_websockets_pass() {
-        for url in [
-            "ws://localhost:8080",
-            "wss://example.org/a?b=c",
-            "ws://[::1]:1",
-            "ws://[::1]",
-            "ws://localhost:",
-            "ws://1:2@1:11",
-        ] {
-            assert_eq!(check_url(url), Ok(()), "{url}");
-        }
-        for url in [
-            "",
-            "localhost:8080",
-            "http://localhost",
-            "ws://",
-            "ws:///path",
-            "ws://a b",
-            "ws://localhost:65536",
-            "ws://user@[::1]:99999/path",
-            "ws://1:99991",
-        ] {
-            assert_eq!(
-                check_url(url),
-                Err(ConnectError::InvalidUrl(url.to_owned())),
-                "{url}"
-            );
-        }
     }
 }

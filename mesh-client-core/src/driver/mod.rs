@@ -33,6 +33,7 @@ mod hub;
 mod shared;
 mod streams;
 mod subscription;
+mod target;
 mod task;
 #[cfg(test)]
 mod testing;
@@ -47,5 +48,6 @@ pub use error::{ClientError, EventError};
 pub use hub::CallbackGuard;
 pub use streams::{Events, Notices};
 pub use subscription::{ChannelEvent, SubscribeCall, Subscription, SubscriptionEnd};
+pub use target::{Opening, Target};
 
 pub use crate::failure::{ConnectError, Loss};
