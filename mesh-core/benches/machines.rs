@@ -91,7 +91,13 @@ fn deliver(connection: &mut Connection, frame: &TextFrame, now: Instant) {
 fn answer_everything(instance: &mut Instance<u32, ()>) {
     while let Some(action) = instance.poll_action() {
         if let Action::Backend { token, .. } = action {
-            instance.handle_backend(token, Ok(Reply::Flag(true)));
+            instance.handle_backend(
+                token,
+                Ok(Reply::Joined {
+                    new: true,
+                    generation: 0,
+                }),
+            );
         }
     }
 }

@@ -10,7 +10,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{
-    backend::{ConnectionId, Name},
+    backend::{ConnectionId, Document, InstanceId, Json, Name},
     websocket::{CloseCode, CloseFrame},
 };
 
@@ -28,6 +28,11 @@ pub enum Relay {
         /// With this frame.
         frame: CloseFrame,
     },
+    /// A request is done.
+    Done {
+        /// Its number.
+        number: u64,
+    },
     /// An event for everybody that the topic concerns.
     Event {
         /// But not for these.
@@ -44,6 +49,8 @@ pub enum Relay {
     MetadataChanged {
         /// The connection.
         connection: ConnectionId,
+        /// What it is now.
+        document: Document,
     },
     /// Ask the guards of a connection of yours again.
     RecheckGuards {
@@ -57,8 +64,20 @@ pub enum Relay {
         /// What it loses.
         what: Membership,
     },
+    /// One of the others, and the wish to be told when it is done, by [`Done`](Self::Done) on the topic of the instance that asks.
+    Request {
+        /// Comes back with the answer.
+        number: u64,
+        /// Who asks.
+        from: InstanceId,
+        /// What is to be done.
+        relay: Box<Self>,
+    },
     /// The room that the topic names was cleared.
-    RoomCleared,
+    RoomCleared {
+        /// The generation that began.
+        generation: u64,
+    },
     /// An event for connections of yours.
     SendTo {
         /// The connections.
@@ -83,48 +102,75 @@ impl Relay {
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64);
         out.put_u8(VERSION);
+        self.put(&mut out);
+        out.freeze()
+    }
+
+    fn put(&self, out: &mut BytesMut) {
         match self {
             Self::Disconnect { connection, frame } => {
                 out.put_u8(0);
-                put(&mut out, connection.as_str());
+                put(out, connection.as_str());
                 out.put_u16(frame.code.as_u16());
-                put(&mut out, &frame.reason);
+                put(out, &frame.reason);
             }
             Self::Event { except, text } => {
                 out.put_u8(1);
-                put_ids(&mut out, except);
-                put(&mut out, text);
+                put_ids(out, except);
+                put(out, text);
             }
-            Self::MetadataChanged { connection } => {
+            Self::MetadataChanged {
+                connection,
+                document,
+            } => {
                 out.put_u8(2);
-                put(&mut out, connection.as_str());
+                put(out, connection.as_str());
+                out.put_u64(document.revision);
+                // No JSON text is empty.
+                put(out, document.json.as_deref().unwrap_or_default());
             }
             Self::RecheckGuards { connection } => {
                 out.put_u8(3);
-                put(&mut out, connection.as_str());
+                put(out, connection.as_str());
             }
             Self::Revoke { connection, what } => {
                 out.put_u8(4);
-                put(&mut out, connection.as_str());
+                put(out, connection.as_str());
                 let (kind, name) = match what {
                     Membership::Channel(name) => (0, name),
                     Membership::Room(name) => (1, name),
                 };
                 out.put_u8(kind);
-                put(&mut out, name);
+                put(out, name);
             }
-            Self::RoomCleared => out.put_u8(5),
+            Self::RoomCleared { generation } => {
+                out.put_u8(5);
+                out.put_u64(*generation);
+            }
             Self::SendTo { connections, text } => {
                 out.put_u8(6);
-                put_ids(&mut out, connections);
-                put(&mut out, text);
+                put_ids(out, connections);
+                put(out, text);
             }
             Self::LeaveAllRooms { connection } => {
                 out.put_u8(7);
-                put(&mut out, connection.as_str());
+                put(out, connection.as_str());
+            }
+            Self::Request {
+                number,
+                from,
+                relay,
+            } => {
+                out.put_u8(REQUEST);
+                out.put_u64(*number);
+                put(out, from.as_str());
+                relay.put(out);
+            }
+            Self::Done { number } => {
+                out.put_u8(9);
+                out.put_u64(*number);
             }
         }
-        out.freeze()
     }
 
     /// How long an [`Event`](Self::Event) or [`SendTo`](Self::SendTo) with these ids and a text of this length travels, in bytes.
@@ -141,45 +187,23 @@ impl Relay {
         if input.byte()? != VERSION {
             return None;
         }
-        let relay = match input.byte()? {
-            0 => Self::Disconnect {
-                connection: input.id()?,
-                frame: CloseFrame {
-                    code: CloseCode::new(u16::from_be_bytes([input.byte()?, input.byte()?]))?,
-                    reason: input.text()?.to_owned(),
-                },
-            },
-            1 => Self::Event {
-                except: input.ids()?,
-                text: input.text()?.to_owned(),
-            },
-            2 => Self::MetadataChanged {
-                connection: input.id()?,
-            },
-            3 => Self::RecheckGuards {
-                connection: input.id()?,
-            },
-            4 => Self::Revoke {
-                connection: input.id()?,
-                what: match input.byte()? {
-                    0 => Membership::Channel(input.text()?.into()),
-                    1 => Membership::Room(input.text()?.into()),
-                    _ => return None,
-                },
-            },
-            5 => Self::RoomCleared,
-            6 => Self::SendTo {
-                connections: input.ids()?,
-                text: input.text()?.to_owned(),
-            },
-            7 => Self::LeaveAllRooms {
-                connection: input.id()?,
-            },
-            _ => return None,
+        let kind = input.byte()?;
+        let relay = if kind == REQUEST {
+            Self::Request {
+                number: input.long()?,
+                from: InstanceId::new(input.text()?),
+                // A request for a request is none, so that no message nests without end.
+                relay: Box::new(input.relay()?),
+            }
+        } else {
+            input.relay_of(kind)?
         };
         input.0.is_empty().then_some(relay)
     }
 }
+
+/// The kind of a [`Relay::Request`].
+const REQUEST: u8 = 8;
 
 fn put(out: &mut BytesMut, text: &str) {
     out.put_u32(text.len() as u32);
@@ -197,6 +221,63 @@ fn put_ids(out: &mut BytesMut, ids: &[ConnectionId]) {
 struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {
+    /// Any message but a request.
+    fn relay(&mut self) -> Option<Relay> {
+        let kind = self.byte()?;
+        self.relay_of(kind)
+    }
+
+    /// Any message but a request, whose kind was read.
+    fn relay_of(&mut self, kind: u8) -> Option<Relay> {
+        Some(match kind {
+            0 => Relay::Disconnect {
+                connection: self.id()?,
+                frame: CloseFrame {
+                    code: CloseCode::new(u16::from_be_bytes([self.byte()?, self.byte()?]))?,
+                    reason: self.text()?.to_owned(),
+                },
+            },
+            1 => Relay::Event {
+                except: self.ids()?,
+                text: self.text()?.to_owned(),
+            },
+            2 => Relay::MetadataChanged {
+                connection: self.id()?,
+                document: Document {
+                    revision: self.long()?,
+                    json: Some(self.text()?)
+                        .filter(|json| !json.is_empty())
+                        .map(Json::from),
+                },
+            },
+            3 => Relay::RecheckGuards {
+                connection: self.id()?,
+            },
+            4 => Relay::Revoke {
+                connection: self.id()?,
+                what: match self.byte()? {
+                    0 => Membership::Channel(self.text()?.into()),
+                    1 => Membership::Room(self.text()?.into()),
+                    _ => return None,
+                },
+            },
+            5 => Relay::RoomCleared {
+                generation: self.long()?,
+            },
+            6 => Relay::SendTo {
+                connections: self.ids()?,
+                text: self.text()?.to_owned(),
+            },
+            7 => Relay::LeaveAllRooms {
+                connection: self.id()?,
+            },
+            9 => Relay::Done {
+                number: self.long()?,
+            },
+            _ => return None,
+        })
+    }
+
     fn byte(&mut self) -> Option<u8> {
         let (byte, rest) = self.0.split_first()?;
         self.0 = rest;
@@ -207,6 +288,12 @@ impl<'a> Input<'a> {
         let (number, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         usize::try_from(u32::from_be_bytes(*number)).ok()
+    }
+
+    fn long(&mut self) -> Option<u64> {
+        let (number, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*number))
     }
 
     fn text(&mut self) -> Option<&'a str> {
@@ -237,7 +324,7 @@ mod tests {
 
     use super::{Membership, Relay};
     use crate::{
-        backend::ConnectionId,
+        backend::{ConnectionId, Document, InstanceId, Json},
         websocket::{CloseCode, CloseFrame},
     };
 
@@ -254,7 +341,15 @@ mod tests {
             }),
             (ids(), ".{0,99}").prop_map(|(except, text)| Relay::Event { except, text }),
             id().prop_map(|connection| Relay::LeaveAllRooms { connection }),
-            id().prop_map(|connection| Relay::MetadataChanged { connection }),
+            (id(), any::<u64>(), proptest::option::of(".{1,9}")).prop_map(
+                |(connection, revision, json)| Relay::MetadataChanged {
+                    connection,
+                    document: Document {
+                        json: json.map(Json::from),
+                        revision,
+                    },
+                }
+            ),
             id().prop_map(|connection| Relay::RecheckGuards { connection }),
             (id(), ".{0,9}", any::<bool>()).prop_map(|(connection, name, room)| Relay::Revoke {
                 connection,
@@ -264,14 +359,24 @@ mod tests {
                     Membership::Channel(name.into())
                 },
             }),
-            Just(Relay::RoomCleared),
+            any::<u64>().prop_map(|generation| Relay::RoomCleared { generation }),
+            any::<u64>().prop_map(|number| Relay::Done { number }),
             (ids(), ".{0,99}").prop_map(|(connections, text)| Relay::SendTo { connections, text }),
         ]
     }
 
+    fn requests() -> impl Strategy<Value = Relay> {
+        let request = (any::<u64>(), "[0-9a-f]{0,9}", relays());
+        request.prop_map(|(number, from, relay)| Relay::Request {
+            number,
+            from: InstanceId::new(from),
+            relay: Box::new(relay),
+        })
+    }
+
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded_and_no_part_of_it_is(relay in relays()) {
+        fn what_is_encoded_is_decoded_and_no_part_of_it_is(relay in prop_oneof![4 => relays(), 1 => requests()]) {
             let message = relay.encode();
             for len in 0..message.len() {
                 prop_assert_eq!(Relay::decode(&message[..len]), None);
@@ -292,7 +397,7 @@ mod tests {
 
     #[test]
     fn another_version_is_ignored() {
-        let mut message = Relay::RoomCleared.encode().to_vec();
+        let mut message = Relay::Done { number: 1 }.encode().to_vec();
         message[0] += 1;
         assert_eq!(Relay::decode(&message), None);
     }

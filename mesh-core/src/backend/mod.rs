@@ -7,13 +7,14 @@
 mod memory;
 mod op;
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 
 pub use memory::{MemoryBackend, MemoryCluster, NOTICES_BYTES_MAX, Store};
 pub use op::{
-    BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply, Topic,
+    BackendError, ConnectionId, Document, InstanceId, Json, MetadataChange, Name, Notice, Op,
+    Reply, Topic,
 };
 
 /// A boxed future, as object-safe traits need it.
@@ -26,7 +27,8 @@ pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 ///
 /// One value serves one server instance.
 pub trait Backend: Send + Sync + 'static {
-    /// Carries out one operation. The reply means that it is in force: after the reply to [`Op::Subscribe`],
+    /// Carries out one operation. Operations about the same connection or the same room take effect in the order of the calls, as long as
+    /// each future is polled once before the next call. The reply means that it is in force: after the reply to [`Op::Subscribe`],
     /// whatever any instance publishes to the topic is noticed.
     ///
     /// # Errors
@@ -44,4 +46,30 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The name for health answers and logs: `"memory"`, `"redis"`.
     fn name(&self) -> &'static str;
+
+    /// Is a channel of this name the backend's own? Such a channel is never exposed, whatever the pattern, and publishing to it is a
+    /// usage error (`protocol.md`, section 8). Default: none is.
+    fn reserves(&self, channel: &str) -> bool {
+        let _ = channel;
+        false
+    }
+}
+
+/// So that whoever builds a server keeps a handle of its backend, for the numbers that it tells.
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>> {
+        (**self).execute(op)
+    }
+
+    fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
+        (**self).notices()
+    }
+
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn reserves(&self, channel: &str) -> bool {
+        (**self).reserves(channel)
+    }
 }

@@ -75,6 +75,9 @@ impl ConnectionId {
 /// - A room exists while it has a member or metadata; a room that does not exist reads as an empty one. The same
 ///   holds for connections and channels that are unknown.
 /// - The JSON document `null` is no metadata: setting it removes what was there.
+/// - Clearing a room begins its next generation, a number that never falls and that every clearing raises. A membership belongs to
+///   the generation it was made in, so that one that was cleared is told from one that was only lost.
+/// - Every change of a connection's metadata raises its revision by one; a connection opens with revision 1.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Op {
@@ -82,8 +85,8 @@ pub enum Op {
     AllConnectionMetadata,
     /// Every room's metadata, by name, rooms without any left out. → [`Reply::RoomsMetadata`]
     AllRoomMetadata,
-    /// Removes all members and the metadata of a room. Nobody is told: an instance with members there learns it from
-    /// whoever cleared the room, by a message on [`Topic::Room`]. → [`Reply::Done`]
+    /// Removes all members and the metadata of a room, and begins its next generation. Nobody is told: an instance with members there
+    /// learns it from whoever cleared the room, by a message on [`Topic::Room`]. → [`Reply::Cleared`]
     ClearRoom {
         /// The room.
         room: Name,
@@ -97,7 +100,7 @@ pub enum Op {
     /// Removes all connections and subscriptions of this instance, and the instance. It is the last operation of a
     /// backend. → [`Reply::Done`]
     CloseInstance,
-    /// A connection's metadata, `None` also where the connection is unknown. → [`Reply::Metadata`]
+    /// A connection's metadata; where the connection is unknown there is none, of revision 0. → [`Reply::Document`]
     ConnectionMetadata {
         /// The connection.
         connection: ConnectionId,
@@ -118,10 +121,10 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Makes an open connection of this instance a member of a room; true if it was none. → [`Reply::Flag`]
+    /// Makes an open connection of this instance a member of a room. → [`Reply::Joined`]
     ///
     /// Any other connection fails with [`BackendError::UnknownConnection`], so that a join that loses the race with
-    /// its connection's end leaves no ghost. It is an error and not `false`, because `false` means a member.
+    /// its connection's end leaves no ghost. It is an error and not a kind of reply, because every reply means a member.
     JoinRoom {
         /// The room.
         room: Name,
@@ -170,6 +173,17 @@ pub enum Op {
         /// dropped. 0 leaves the history alone: the message is not in it.
         history: usize,
     },
+    /// States again what this instance holds, in any number of parts, after [`Notice::Restored`]. → [`Reply::Restored`]
+    ///
+    /// It writes what the store lacks or holds in an older revision, and tells what the store knows better: newer
+    /// metadata, and memberships that were ended by others meanwhile, by clearing the room or removing the member. An ended
+    /// membership is not written.
+    Restore {
+        /// Connections with their metadata and its revision.
+        connections: Vec<(ConnectionId, Document)>,
+        /// Memberships: the room, the connection, the generation.
+        members: Vec<(Name, ConnectionId, u64)>,
+    },
     /// A room's members, all instances, any order. → [`Reply::Connections`]
     RoomMembers {
         /// The room.
@@ -204,7 +218,10 @@ pub enum Op {
         /// The change.
         change: MetadataChange,
     },
-    /// Takes topics. Taking one twice is harmless, and one [`Unsubscribe`](Self::Unsubscribe) gives it back.
+    /// Removes everything of this instance that was written before the last [`Notice::Restored`] and not stated again by
+    /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown. → [`Reply::Done`]
+    Settle,
+    /// Takes topics, until they are given back: they outlive an outage. Taking one twice is harmless, and one [`Unsubscribe`](Self::Unsubscribe) gives it back.
     /// → [`Reply::Done`]
     ///
     /// The reply means in force: what is published before is not noticed, everything after it is.
@@ -218,6 +235,15 @@ pub enum Op {
         /// The topics.
         topics: Vec<Topic>,
     },
+}
+
+/// A metadata document as it is stored.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Document {
+    /// The document, or none.
+    pub json: Option<Json>,
+    /// How often a connection's was changed; 0 for a room's, which is not counted.
+    pub revision: u64,
 }
 
 /// What happens to a metadata document.
@@ -244,21 +270,41 @@ pub enum MetadataChange {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Reply {
-    /// The metadata after a change, `null` where it was removed; `None` where the connection is unknown and nothing
-    /// changed.
-    Changed(Option<Json>),
+    /// The metadata after a change; `None` where the connection is unknown and nothing changed.
+    Changed(Option<Document>),
+    /// A room is empty.
+    Cleared {
+        /// The generation that began.
+        generation: u64,
+    },
     /// Connections, in any order.
     Connections(Vec<ConnectionId>),
     /// Connections with their metadata, in any order.
     ConnectionsMetadata(Vec<(ConnectionId, Option<Json>)>),
+    /// A connection's metadata.
+    Document(Document),
     /// Done, nothing to tell.
     Done,
     /// Yes or no.
     Flag(bool),
     /// Messages, newest first.
     History(Vec<Bytes>),
+    /// A connection is a member of a room.
+    Joined {
+        /// It was none before.
+        new: bool,
+        /// The room's generation, which the membership belongs to.
+        generation: u64,
+    },
     /// A metadata document, or none.
     Metadata(Option<Json>),
+    /// What the store knew better than the instance that restored it.
+    Restored {
+        /// Metadata of a newer revision than was stated.
+        changed: Vec<(ConnectionId, Document)>,
+        /// Memberships that are over.
+        ended: Vec<(Name, ConnectionId)>,
+    },
     /// Rooms with their metadata, by name.
     RoomsMetadata(Vec<(Name, Json)>),
 }
@@ -281,6 +327,9 @@ pub enum Topic {
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub enum Notice {
+    /// The store cannot be reached, or holds this instance for dead. From here on operations fail at once with
+    /// [`BackendError::Unavailable`], until [`Restored`](Self::Restored), which always follows in the end.
+    Lost,
     /// A message on a topic that is in force.
     Message {
         /// The topic.
@@ -288,6 +337,17 @@ pub enum Notice {
         /// The message as it was published.
         message: Bytes,
     },
+    /// The store can be reached again, this instance is registered anew and every topic it had taken is in force; messages
+    /// published meanwhile are lost. What the instance holds wants to be stated again, by [`Op::Restore`] and then
+    /// [`Op::Settle`].
+    ///
+    /// Nothing subscribed before [`Lost`](Self::Lost) arrives after this, and no operation begun before takes effect after it.
+    Restored {
+        /// Did the store keep its data? `None` where that is not known.
+        data_kept: Option<bool>,
+    },
+    /// An instance died, and this one cleaned up behind it: memberships that are over. Told once in the cluster.
+    RoomsLeft(Vec<(Name, ConnectionId)>),
 }
 
 /// An operation failed. Unless the variant says otherwise, it changed nothing.
@@ -302,7 +362,8 @@ pub enum BackendError {
         /// The longest allowed, in bytes.
         max: usize,
     },
-    /// The store cannot be reached; whether the operation took effect is unknown. Wire code `EUNAVAILABLE`.
+    /// The store cannot be reached; whether the operation took effect is unknown. [`Notice::Lost`] tells the same, and
+    /// behind [`Notice::Restored`] the outcome is settled. Wire code `EUNAVAILABLE`.
     #[error("the backend cannot be reached: {0}")]
     Unavailable(String),
     /// The connection is not, or no longer, an open one of this instance. Wire code `ESERVER`.

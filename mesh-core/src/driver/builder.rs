@@ -197,6 +197,28 @@ impl MeshServerBuilder {
         self
     }
 
+    /// Runs once in the cluster for each membership of a room that is over, whatever ended it: on the connection's own instance, or, if that
+    /// died, on the one that cleaned up behind it. Hooks of different memberships run side by side.
+    ///
+    /// An instance that was wrongly held for dead puts its memberships back when it can; that is a membership anew.
+    ///
+    /// ```
+    /// use mesh_core::driver::{MeshServer, RoomLeave};
+    ///
+    /// let builder = MeshServer::builder().on_room_leave(async |leave: RoomLeave| {
+    ///     println!("{} left {} ({:?})", leave.connection, leave.room, leave.reason);
+    /// });
+    /// ```
+    #[must_use]
+    pub fn on_room_leave<F, Fut>(mut self, hook: F) -> Self
+    where
+        F: Fn(super::RoomLeave) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.hooks.on_room_leave(hook);
+        self
+    }
+
     /// Is told what no reply tells the application of: panics, and sockets that failed.
     #[must_use]
     pub fn on_error(mut self, hook: impl Fn(&Fault) + Send + Sync + 'static) -> Self {
@@ -205,8 +227,14 @@ impl MeshServerBuilder {
     }
 
     /// Builds the server on a runtime. Adapters have a `build` that knows theirs.
-    pub fn build_on(self, runtime: Arc<dyn Runtime>) -> MeshServer {
-        let metadata_bytes_max = self.config.limits.metadata_bytes_max;
+    pub fn build_on(mut self, runtime: Arc<dyn Runtime>) -> MeshServer {
+        let limits = &mut self.config.limits;
+        // Another instance that changes a document tells it to the connection's own in one message.
+        let told_max = limits
+            .backend_message_bytes_max
+            .saturating_sub(MESSAGE_AROUND_BYTES_MAX);
+        limits.metadata_bytes_max = limits.metadata_bytes_max.min(told_max);
+        let metadata_bytes_max = limits.metadata_bytes_max;
         let backend = self.backend.unwrap_or_else(|| {
             let alone = MemoryCluster::with_metadata_bytes_max(metadata_bytes_max);
             Arc::new(alone.backend())
@@ -223,6 +251,9 @@ impl MeshServerBuilder {
         })))
     }
 }
+
+/// More than a message between instances has around a document.
+const MESSAGE_AROUND_BYTES_MAX: usize = 1_024;
 
 /// As good as never. Adding the longest duration there is to an instant would overflow.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);

@@ -126,6 +126,9 @@ impl BuiltinCall<'_> {
     }
 
     async fn allows(&self, kind: Kind, name: &str) -> bool {
+        if kind == Kind::Channel && self.server().backend.reserves(name) {
+            return false;
+        }
         Registry::allows(
             self.server().registrations.snapshot(),
             kind,

@@ -30,6 +30,10 @@ pub enum ServerError {
         /// The limit.
         max: usize,
     },
+    /// The backend failed behind the delivery: connections of this instance were served, those of others were not, or nobody knows. Wire code
+    /// as for [`Backend`](Self::Backend).
+    #[error("only connections of this instance were served: {0}")]
+    LocalOnly(BackendError),
     /// The connection holds as many rooms, channels and records as it may. Wire code `EOVERLOAD`.
     #[error(transparent)]
     MembershipsFull(#[from] MembershipsFull),
@@ -72,9 +76,9 @@ pub enum ServerError {
         /// The limit in bytes.
         max: usize,
     },
-    /// An event of the application has a name of the protocol's own, which clients take for the server's word: one with the prefix of the
-    /// built-ins (`mesh/`), `ping`, `latency` or `latency:request`. Wire code `EINVALID`.
-    #[error("the event name {name:?} belongs to the protocol")]
+    /// The name is not the application's to use: an event with the prefix of the built-ins (`mesh/`), `ping`, `latency` or
+    /// `latency:request`, which clients take for the server's word; a channel that is the backend's own. Wire code `EINVALID`.
+    #[error("the name {name:?} is reserved")]
     ReservedName {
         /// The name.
         name: String,
@@ -109,7 +113,8 @@ impl From<ServerError> for CommandError {
     fn from(error: ServerError) -> Self {
         let message = error.to_string();
         match error {
-            ServerError::Backend(BackendError::Unavailable(_)) => Self::unavailable(message),
+            ServerError::Backend(BackendError::Unavailable(_))
+            | ServerError::LocalOnly(BackendError::Unavailable(_)) => Self::unavailable(message),
             ServerError::MembershipsFull(_)
             | ServerError::Overflow { .. }
             | ServerError::ReplyTooLong { .. } => Self::overload(message),
@@ -121,6 +126,7 @@ impl From<ServerError> for CommandError {
             | ServerError::Encode(_)
             | ServerError::Gone
             | ServerError::HistoryTooLong { .. }
+            | ServerError::LocalOnly(_)
             | ServerError::Shape(_) => Self::new(message),
         }
     }

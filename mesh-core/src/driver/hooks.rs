@@ -5,10 +5,26 @@ use std::{fmt, future::Future, panic::AssertUnwindSafe, sync::Arc};
 use futures_util::FutureExt;
 
 use super::Connection;
-use crate::backend::BoxFuture;
+use crate::{
+    backend::{BoxFuture, ConnectionId, Name},
+    instance::LeaveReason,
+};
 
 type ConnectionHook = Arc<dyn Fn(Connection) -> BoxFuture<'static, ()> + Send + Sync>;
 type ErrorHook = Arc<dyn Fn(&Fault) + Send + Sync>;
+type RoomLeaveHook = Arc<dyn Fn(RoomLeave) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A connection is no member of a room any more.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct RoomLeave {
+    /// The room.
+    pub room: Name,
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Why.
+    pub reason: LeaveReason,
+}
 
 /// Something went wrong that no reply tells the application of.
 #[derive(Debug)]
@@ -48,6 +64,7 @@ pub(super) struct Hooks {
     connection: Vec<ConnectionHook>,
     disconnection: Vec<ConnectionHook>,
     error: Vec<ErrorHook>,
+    room_leave: Vec<RoomLeaveHook>,
 }
 
 impl Hooks {
@@ -71,6 +88,29 @@ impl Hooks {
 
     pub(super) fn on_error(&mut self, hook: impl Fn(&Fault) + Send + Sync + 'static) {
         self.error.push(Arc::new(hook));
+    }
+
+    pub(super) fn on_room_leave<F, Fut>(&mut self, hook: F)
+    where
+        F: Fn(RoomLeave) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.room_leave
+            .push(Arc::new(move |leave| Box::pin(hook(leave))));
+    }
+
+    pub(super) fn wants_room_leaves(&self) -> bool {
+        !self.room_leave.is_empty()
+    }
+
+    /// One after the other; a panic of one skips none of the others.
+    pub(super) async fn room_left(&self, leave: RoomLeave) {
+        for hook in &self.room_leave {
+            let run = async { hook(leave.clone()).await };
+            if AssertUnwindSafe(run).catch_unwind().await.is_err() {
+                tracing::error!(?leave, "on_room_leave panicked");
+            }
+        }
     }
 
     pub(super) async fn connected(&self, connection: &Connection) {

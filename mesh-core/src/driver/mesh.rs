@@ -172,8 +172,8 @@ impl MeshServer {
     ///
     /// # Errors
     /// [`ServerError::Name`] or [`ServerError::ReservedName`] for a name that no event of an application can have, [`ServerError::Encode`]
-    /// if the payload has no JSON form, [`ServerError::MessageTooLong`]: nobody was sent anything. [`ServerError::Backend`]: local
-    /// connections were served.
+    /// if the payload has no JSON form, [`ServerError::MessageTooLong`]: nobody was sent anything. [`ServerError::LocalOnly`]: the backend
+    /// failed, and connections of this instance were served all the same.
     pub async fn broadcast<T: IntoPayload>(
         &self,
         event: &str,
@@ -228,7 +228,7 @@ impl MeshServer {
         for id in to {
             if let Some(connection) = self.inner.local(&id) {
                 local.push((id, connection));
-            } else if let Some(instance) = self.elsewhere(&id) {
+            } else if let Some(instance) = self.inner.elsewhere(&id) {
                 remote.entry(instance).or_default().push(id);
             }
         }
@@ -350,6 +350,7 @@ impl MeshServer {
     ) -> Result<bool, ServerError> {
         let room = self.inner.name("room", room)?;
         let connection = connection.connection_id();
+        self.start().await?;
         let outcome = self
             .inner
             .request(&room, |shard, done| {
@@ -360,7 +361,8 @@ impl MeshServer {
             // The store knows it; the instance that delivers to it has to be told.
             let what = Membership::Room(room);
             let id = connection.clone();
-            self.tell_owner(&id, Relay::Revoke { connection, what })
+            self.inner
+                .tell_owner(&id, Relay::Revoke { connection, what })
                 .await?;
         }
         Ok(outcome == Outcome::Left(true))
@@ -378,7 +380,8 @@ impl MeshServer {
         if self.inner.local(&connection).is_some() {
             return self.inner.leave_all_rooms(&connection).await;
         }
-        self.tell_owner(&connection.clone(), Relay::LeaveAllRooms { connection })
+        self.inner
+            .tell_owner(&connection.clone(), Relay::LeaveAllRooms { connection })
             .await
     }
 
@@ -419,18 +422,23 @@ impl MeshServer {
     /// [`ServerError`]: the name is none, or the backend failed.
     pub async fn clear_room(&self, room: &str) -> Result<(), ServerError> {
         let room = self.inner.name("room", room)?;
-        self.inner
+        self.start().await?;
+        let outcome = self
+            .inner
             .request(&room, |shard, done| shard.clear(&room, done))
             .await?;
-        self.publish(Topic::Room(room), Relay::RoomCleared).await
+        let Outcome::Cleared { generation } = outcome else {
+            return Ok(());
+        };
+        let relay = Relay::RoomCleared { generation };
+        self.inner.publish(Topic::Room(room), &relay).await
     }
 
     /// Publishes a message to a channel: to every subscriber, on all instances, at most once each. With `history`
     /// the channel keeps its newest `history` messages, this one included; 0 leaves the history alone.
     ///
-    /// On the memory backend the subscribers of this instance have been handed the message when this returns, so that what is sent to
-    /// them next, through a room or directly, comes behind it. Where the backend may deliver a message after it answered the
-    /// publisher, only the messages of one channel are in order.
+    /// The subscribers of this instance have been handed the message when this returns, so that what is sent to them next, through a room or
+    /// directly, comes behind it.
     ///
     /// # Errors
     /// [`ServerError`]: the name is none, the history too long, or the backend failed; [`ServerError::MessageTooLong`], and nobody was sent
@@ -445,6 +453,11 @@ impl MeshServer {
         let max = self.limits().history_max;
         if history > max {
             return Err(ServerError::HistoryTooLong { len: history, max });
+        }
+        if self.inner.backend.reserves(&channel) {
+            return Err(ServerError::ReservedName {
+                name: channel.to_string(),
+            });
         }
         self.inner.fits(message.len())?;
         let message = message.to_owned().into();
@@ -481,7 +494,8 @@ impl MeshServer {
             local.shared.close(frame, self.inner.runtime.now());
             return Ok(());
         }
-        self.tell_owner(&connection.clone(), Relay::Disconnect { connection, frame })
+        self.inner
+            .tell_owner(&connection.clone(), Relay::Disconnect { connection, frame })
             .await
     }
 
@@ -498,7 +512,8 @@ impl MeshServer {
         if self.inner.revoke_local(&connection, &what).await {
             return Ok(());
         }
-        self.tell_owner(&connection.clone(), Relay::Revoke { connection, what })
+        self.inner
+            .tell_owner(&connection.clone(), Relay::Revoke { connection, what })
             .await
     }
 
@@ -513,7 +528,8 @@ impl MeshServer {
             self.inner.recheck_local(&local).await;
             return Ok(());
         }
-        self.tell_owner(&connection.clone(), Relay::RecheckGuards { connection })
+        self.inner
+            .tell_owner(&connection.clone(), Relay::RecheckGuards { connection })
             .await
     }
 
@@ -533,6 +549,7 @@ impl MeshServer {
             instance_id: self.inner.instance_id.clone(),
             connections: self.inner.admitted.load(Ordering::Relaxed),
             backend: self.inner.backend.name(),
+            is_degraded: self.inner.reach.is_lost(),
             is_stopping: self.inner.stopping.is_set(),
         }
     }
@@ -552,24 +569,9 @@ impl MeshServer {
         }
     }
 
-    /// Another instance that may hold this connection.
-    fn elsewhere(&self, id: &ConnectionId) -> Option<InstanceId> {
-        id.instance()
-            .filter(|owner| *owner != self.inner.instance_id)
-    }
-
-    async fn tell_owner(&self, id: &ConnectionId, relay: Relay) -> Result<(), ServerError> {
-        match self.elsewhere(id) {
-            Some(instance) => self.publish(Topic::Instance(instance), relay).await,
-            None => Ok(()),
-        }
-    }
-
+    /// Publishes what connections of this instance have been served already.
     async fn publish(&self, topic: Topic, relay: Relay) -> Result<(), ServerError> {
-        let message = relay.encode();
-        self.inner.fits(message.len())?;
-        self.inner.ask(Op::Publish { topic, message }).await?;
-        Ok(())
+        Inner::served_locally(self.inner.publish(topic, &relay).await)
     }
 }
 
@@ -589,6 +591,8 @@ pub struct Health {
     pub connections: usize,
     /// `"memory"` or `"redis"`.
     pub backend: &'static str,
+    /// Is the backend out of reach? What needs it fails meanwhile; everything else goes on.
+    pub is_degraded: bool,
     /// Has the shutdown begun?
     pub is_stopping: bool,
 }

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Connection, ConnectionRef, MeshServer, ServerError, server::Inner};
 use crate::{
-    backend::{ConnectionId, Json, MetadataChange, Op, Reply, Topic},
+    backend::{ConnectionId, Json, MetadataChange, Op, Reply},
     protocol::EncodeError,
     relay::Relay,
 };
@@ -203,7 +203,7 @@ impl Inner {
         }
         let connection = id.clone();
         match self.ask(Op::ConnectionMetadata { connection }).await? {
-            Reply::Metadata(metadata) => Ok(metadata),
+            Reply::Document(document) => Ok(document.json),
             _ => Ok(None),
         }
     }
@@ -223,16 +223,18 @@ impl Inner {
         }
         let connection = id.clone();
         let op = Op::SetConnectionMetadata { connection, change };
-        if let Reply::Changed(None) = self.ask(op).await? {
+        let Reply::Changed(Some(document)) = self.ask(op).await? else {
             return Err(ServerError::Gone);
-        }
+        };
+        let Some(owner) = self.elsewhere(id) else {
+            return Ok(());
+        };
         let connection = id.clone();
-        if let Some(owner) = id.instance() {
-            let message = Relay::MetadataChanged { connection }.encode();
-            let topic = Topic::Instance(owner);
-            self.ask(Op::Publish { topic, message }).await?;
-        }
-        Ok(())
+        let relay = Relay::MetadataChanged {
+            connection,
+            document,
+        };
+        self.tell(owner, relay).await
     }
 }
 

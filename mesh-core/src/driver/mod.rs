@@ -7,6 +7,7 @@ mod accept;
 mod authenticate;
 mod builder;
 mod builtins;
+mod confirm;
 mod connection;
 mod context;
 mod dispatch;
@@ -18,6 +19,7 @@ mod lobby;
 mod mesh;
 mod metadata;
 mod notices;
+mod outage;
 mod pattern;
 mod payload;
 mod registry;
@@ -40,7 +42,7 @@ pub use connection::{Connection, ConnectionRef};
 pub use context::{Call, Context, Outcome, Session};
 pub use error::ServerError;
 pub use handler::{ErasedHandler, Handler, Interceptor, Verdict};
-pub use hooks::Fault;
+pub use hooks::{Fault, RoomLeave};
 pub use mesh::{Health, MeshServer, Metrics};
 pub use metadata::{Connections, Rooms};
 pub use pattern::{Pattern, PatternError};
@@ -51,6 +53,7 @@ pub use socket::{ByteStream, Socket, SocketError};
 pub use stream::WebSocketStream;
 
 pub use crate::{
+    instance::LeaveReason,
     protocol::{CommandError, Limits},
     relay::Membership,
     websocket::{CloseCode, CloseFrame},

@@ -23,10 +23,12 @@ use super::{
     Connection, Runtime, ServerError,
     authenticate::Front,
     builtins::ReplyTicket,
+    confirm::Confirmations,
     connection::Shared,
-    hooks::Hooks,
+    hooks::{Hooks, RoomLeave},
     inside::Inside,
     notices::{self, Heard},
+    outage::Reach,
     registry::Registrations,
     timers::{Ticker, Timers},
 };
@@ -35,14 +37,14 @@ use crate::{
         Backend, BackendError, ConnectionId, InstanceId, Json, Name, Notice, Op, Reply, Topic,
     },
     connection::{Config, Delivery},
-    instance::{Action, Instance, InstanceError, OpToken, Outcome, Seeded},
+    instance::{Action, Instance, InstanceError, LeaveReason, OpToken, Outcome, Seeded},
     protocol::{Limits, builtin::SubscriptionMessage, encode, names},
     relay::{Membership, Relay},
     websocket::TextFrame,
 };
 
 /// Shards of the instance. More than cores, so that two cores seldom want the same one.
-const SHARDS: usize = 16;
+pub(super) const SHARDS: usize = 16;
 
 /// More than a built-in's reply has around its list.
 const ENVELOPE_BYTES_MAX: usize = 128;
@@ -79,6 +81,8 @@ pub(super) struct Inner {
     pub(super) front: Front,
     pub(super) timers: Arc<Timers>,
     pub(super) heard: Arc<Heard>,
+    pub(super) reach: Reach,
+    pub(super) confirmations: Confirmations,
     pub(super) counters: Counters,
     /// Connections that hold a place, from the handshake to the end of their cleanup; handlers may run on a while.
     pub(super) admitted: AtomicUsize,
@@ -134,6 +138,8 @@ impl Inner {
             hooks: parts.hooks,
             front: parts.front,
             heard: Arc::default(),
+            reach: Reach::default(),
+            confirmations: Confirmations::default(),
             counters: Counters::default(),
             admitted: AtomicUsize::new(0),
             stopping: super::shutdown::Stopping::default(),
@@ -279,7 +285,7 @@ impl Inner {
         }
     }
 
-    fn act<R>(self: &Arc<Self>, index: usize, act: impl FnOnce(&mut Shard) -> R) -> R {
+    pub(super) fn act<R>(self: &Arc<Self>, index: usize, act: impl FnOnce(&mut Shard) -> R) -> R {
         let mut asks = VecDeque::new();
         let result = {
             let mut shard = self.lock_shard(index);
@@ -347,6 +353,11 @@ impl Inner {
                         self.deliver(&to, &frame, now);
                     }
                 }
+                Action::Left {
+                    room,
+                    connection,
+                    reason,
+                } => self.room_left(room, connection, reason),
                 Action::Release(connection) => connection.lock().machine.release_membership(),
             }
         }
@@ -368,7 +379,8 @@ impl Inner {
             Completion::Nobody(what) => {
                 if let Err(error @ InstanceError::Backend(_)) = result {
                     self.counters.backend_errors.fetch_add(1, Ordering::Relaxed);
-                    tracing::warn!(what, %error, "a cleanup failed");
+                    // The backend cleans up by itself once it is back, and it told that it went.
+                    tracing::debug!(what, %error, "a cleanup failed");
                 }
             }
             Completion::Reply(ticket) => ticket.answer(result, self.runtime.now()),
@@ -411,7 +423,17 @@ impl Inner {
     }
 
     pub(super) async fn handle_notice(self: &Arc<Self>, notice: Notice) {
-        let Notice::Message { topic, message } = notice;
+        let (topic, message) = match notice {
+            Notice::Lost => return self.handle_lost(),
+            Notice::Message { topic, message } => (topic, message),
+            Notice::Restored { data_kept } => return self.handle_restored(data_kept),
+            Notice::RoomsLeft(members) => {
+                for (room, connection) in members {
+                    self.room_left(room, connection, LeaveReason::InstanceLost);
+                }
+                return;
+            }
+        };
         let dropped = || {
             let dropped = &self.counters.backend_messages_dropped;
             dropped.fetch_add(1, Ordering::Relaxed);
@@ -453,7 +475,22 @@ impl Inner {
         });
     }
 
-    async fn handle_relay(self: &Arc<Self>, topic: Topic, relay: Relay) {
+    /// Tells the application, if it wants to know.
+    fn room_left(self: &Arc<Self>, room: Name, connection: ConnectionId, reason: LeaveReason) {
+        if self.hooks.wants_room_leaves() {
+            let leave = RoomLeave {
+                room,
+                connection,
+                reason,
+            };
+            let server = Arc::clone(self);
+            self.runtime.spawn(Box::pin(async move {
+                server.hooks.room_left(leave).await;
+            }));
+        }
+    }
+
+    pub(super) async fn handle_relay(self: &Arc<Self>, topic: Topic, relay: Relay) {
         match (topic, relay) {
             (Topic::All, Relay::Event { except, text }) => {
                 self.deliver_all(&except.into(), &TextFrame::new(&text));
@@ -462,9 +499,18 @@ impl Inner {
                 let (except, frame) = (except.into(), TextFrame::new(&text));
                 self.with_shard(&room, |shard| shard.deliver_room(&room, &except, &frame));
             }
-            (Topic::Room(room), Relay::RoomCleared) => {
-                self.with_shard(&room, |shard| shard.handle_room_cleared(&room));
+            (Topic::Room(room), Relay::RoomCleared { generation }) => {
+                self.with_shard(&room, |shard| shard.handle_room_cleared(&room, generation));
             }
+            (
+                Topic::Instance(_),
+                Relay::Request {
+                    number,
+                    from,
+                    relay,
+                },
+            ) => self.handle_request(number, from, *relay),
+            (Topic::Instance(_), Relay::Done { number }) => self.confirmations.confirm(number),
             (Topic::Instance(_), Relay::SendTo { connections, text }) => {
                 let (frame, now) = (TextFrame::new(&text), self.runtime.now());
                 for connection in connections.iter().filter_map(|id| self.local(id)) {
@@ -481,9 +527,15 @@ impl Inner {
                     tracing::warn!(%connection, %error, "rooms were left here, but not in the backend");
                 }
             }
-            (Topic::Instance(_), Relay::MetadataChanged { connection }) => {
+            (
+                Topic::Instance(_),
+                Relay::MetadataChanged {
+                    connection,
+                    document,
+                },
+            ) => {
                 self.with_shard(connection.as_str(), |shard| {
-                    shard.handle_metadata_changed(&connection);
+                    shard.handle_metadata_changed(&connection, document);
                 });
             }
             (Topic::Instance(_), Relay::Revoke { connection, what }) => {
@@ -491,11 +543,7 @@ impl Inner {
             }
             (Topic::Instance(_), Relay::RecheckGuards { connection }) => {
                 if let Some(connection) = self.local(&connection) {
-                    let server = Arc::clone(self);
-                    // A guard may take its time; the notices behind this one need not wait for it.
-                    self.runtime.spawn(Box::pin(async move {
-                        server.recheck_local(&connection).await;
-                    }));
+                    self.recheck_local(&connection).await;
                 }
             }
             (topic, relay) => {

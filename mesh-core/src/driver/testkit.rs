@@ -6,11 +6,16 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
+use futures_channel::mpsc;
+use futures_util::{StreamExt, stream::select};
 use serde_json::{Value, json};
 
 use super::{
@@ -585,6 +590,7 @@ impl Gate {
 pub(super) struct Moody {
     inner: Arc<MemoryBackend>,
     mood: Mood,
+    told: Mutex<Option<mpsc::UnboundedReceiver<Vec<Notice>>>>,
 }
 
 /// What is wrong with a [`Moody`] backend.
@@ -597,14 +603,53 @@ pub(super) struct Mood {
     /// The names of all operations so far.
     pub(super) asked: Arc<Mutex<Vec<String>>>,
     pub(super) gate: Gate,
+    /// Every operation fails, without effect.
+    lost: Arc<AtomicBool>,
+    deaf: Arc<AtomicBool>,
+    /// Notices of the backend's own.
+    teller: Option<mpsc::UnboundedSender<Vec<Notice>>>,
+}
+
+impl Mood {
+    /// The store goes out of reach.
+    pub(super) fn lose(&self) {
+        self.lost.store(true, Ordering::Relaxed);
+        self.tell(Notice::Lost);
+    }
+
+    /// The store is back.
+    pub(super) fn restore(&self) {
+        self.lost.store(false, Ordering::Relaxed);
+        self.tell(Notice::Restored { data_kept: None });
+    }
+
+    pub(super) fn tell(&self, notice: Notice) {
+        let teller = self.teller.as_ref().expect("a backend's");
+        teller.unbounded_send(vec![notice]).unwrap();
+    }
+
+    /// Whether messages of other instances get lost.
+    pub(super) fn deaf(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::Relaxed);
+    }
+
+    /// The operations since the last time.
+    pub(super) fn take_asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
 }
 
 impl Moody {
     pub(super) fn new(cluster: &MemoryCluster) -> (Self, Mood) {
-        let mood = Mood::default();
+        let (teller, told) = mpsc::unbounded();
+        let mood = Mood {
+            teller: Some(teller),
+            ..Mood::default()
+        };
         let backend = Self {
             inner: Arc::new(cluster.backend()),
             mood: mood.clone(),
+            told: Mutex::new(Some(told)),
         };
         (backend, mood)
     }
@@ -616,7 +661,7 @@ impl Backend for Moody {
         let asked = debug.split(' ').next().unwrap_or_default();
         self.mood.asked.lock().unwrap().push(asked.to_owned());
         let is = |names: &Mutex<Vec<&'static str>>| names.lock().unwrap().contains(&asked);
-        if is(&self.mood.failing) {
+        if is(&self.mood.failing) || self.mood.lost.load(Ordering::Relaxed) {
             let error = BackendError::Unavailable("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
         }
@@ -632,7 +677,13 @@ impl Backend for Moody {
     }
 
     fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
-        self.inner.notices()
+        let told = self.told.lock().unwrap().take().expect("asked for once");
+        let deaf = Arc::clone(&self.mood.deaf);
+        let heard = self.inner.notices().map(move |batch| {
+            let heard = batch.into_iter();
+            heard.filter(|_| !deaf.load(Ordering::Relaxed)).collect()
+        });
+        Box::pin(select(heard, told))
     }
 
     fn name(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! What the parts of an instance want done, in one queue, and which answer belongs to which part.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
@@ -52,15 +52,41 @@ pub enum Action<C, T> {
         /// The events.
         frames: Vec<TextFrame>,
     },
+    /// A local membership is over.
+    Left {
+        /// Of this room.
+        room: Name,
+        /// Whose it was.
+        connection: ConnectionId,
+        /// Why.
+        reason: LeaveReason,
+    },
     /// The room that a join or subscription took in its connection's limit is free again.
     Release(C),
+}
+
+/// Why a connection is no member of a room any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum LeaveReason {
+    /// The room was cleared.
+    Cleared,
+    /// The connection is over.
+    Disconnected,
+    /// The connection's instance died, and another one cleaned up behind it.
+    InstanceLost,
+    /// It left, or was removed.
+    Left,
 }
 
 /// What a request came to.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Outcome {
     /// A room is empty, everywhere.
-    Cleared,
+    Cleared {
+        /// The generation that began, for the other instances with members there.
+        generation: u64,
+    },
     /// A connection is closed: it is in no room and no list.
     Closed,
     /// A connection is a member, and events reach it from here on.
@@ -74,8 +100,10 @@ pub enum Outcome {
     Left(bool),
     /// Metadata after a change.
     Metadata(Json),
-    /// A connection is registered.
+    /// A connection is registered, or will be once the store is back.
     Opened,
+    /// The store has all that this shard holds.
+    Restored,
     /// A connection is subscribed, and messages reach it from here on.
     Subscribed {
         /// Newest first, as many as were asked for.
@@ -112,10 +140,20 @@ pub enum InstanceError {
 /// Whose operation it is.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    ChannelHistory { channel: Name, grant: u64 },
+    ChannelHistory {
+        channel: Name,
+        grant: u64,
+    },
     ChannelTopic(Name),
     Connection(ConnectionId),
-    RoomRequest { room: Name, request: u64 },
+    Restore {
+        restoration: u64,
+        rooms: BTreeSet<Name>,
+    },
+    RoomRequest {
+        room: Name,
+        request: u64,
+    },
     RoomTopic(Name),
 }
 

@@ -180,6 +180,23 @@ impl<C: Clone, T> Channels<C, T> {
         }
     }
 
+    /// Messages may have been lost: every subscriber is told, by the frame that `gap` makes for a channel.
+    pub(super) fn handle_restored(
+        &self,
+        gap: impl Fn(&Name) -> TextFrame,
+        actions: &mut Actions<C, T>,
+    ) {
+        for (name, channel) in &self.channels {
+            if !channel.subscribers.is_empty() {
+                actions.push(Action::Deliver {
+                    to: channel.subscribers.clone(),
+                    except: Arc::clone(&self.nobody),
+                    frame: gap(name),
+                });
+            }
+        }
+    }
+
     pub(super) fn is_subscribed(&self, channel: &str, id: &ConnectionId) -> bool {
         self.channels
             .get(channel)

@@ -7,7 +7,7 @@ use super::{
     members::{Members, Seeded, Table, take},
 };
 use crate::{
-    backend::{BackendError, ConnectionId, Json, MetadataChange, Op, Reply},
+    backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Op, Reply},
     websocket::TextFrame,
 };
 
@@ -17,11 +17,16 @@ enum Step<T> {
     Close {
         token: T,
     },
+    /// Registered, or not because the store cannot be reached: then it opens all the same, and is registered on return.
     Open {
         token: T,
+        /// The restorations that had begun when the store was asked.
+        restorations: u64,
     },
-    /// Another instance changed the metadata.
-    Refresh,
+    /// It could not be registered when it opened.
+    Restore {
+        restorations: u64,
+    },
     SetMetadata {
         change: MetadataChange,
         token: T,
@@ -31,7 +36,7 @@ enum Step<T> {
 #[derive(Debug)]
 struct Entry<C, T> {
     handle: C,
-    metadata: Option<Json>,
+    document: Document,
     /// The front one is in flight.
     steps: VecDeque<Step<T>>,
     closing: bool,
@@ -43,6 +48,8 @@ pub(super) struct Directory<C, T> {
     entries: Table<ConnectionId, Entry<C, T>>,
     /// Those that a broadcast reaches: registered and not closing.
     open: Members<C>,
+    /// How often the store came back.
+    restorations: u64,
 }
 
 impl<C: Clone, T> Directory<C, T> {
@@ -50,6 +57,7 @@ impl<C: Clone, T> Directory<C, T> {
         Self {
             entries: Table::with_hasher(hasher),
             open: Members::new(hasher),
+            restorations: 0,
         }
     }
 
@@ -69,12 +77,23 @@ impl<C: Clone, T> Directory<C, T> {
         }
         let entry = Entry {
             handle,
-            metadata: metadata.filter(not_null),
+            document: Document {
+                json: metadata.filter(not_null),
+                revision: 1,
+            },
             steps: VecDeque::new(),
             closing: false,
         };
         self.entries.insert(id.clone(), entry);
-        self.then(id, Step::Open { token }, actions);
+        let restorations = self.restorations;
+        self.then(
+            id,
+            Step::Open {
+                token,
+                restorations,
+            },
+            actions,
+        );
     }
 
     /// Out of every list at once; answered when the backend has forgotten it too, or cannot be told.
@@ -108,17 +127,23 @@ impl<C: Clone, T> Directory<C, T> {
         }
     }
 
-    pub(super) fn handle_metadata_changed(
-        &mut self,
-        id: &ConnectionId,
-        actions: &mut Actions<C, T>,
-    ) {
-        let Some(entry) = self.entries.get(id).filter(|entry| !entry.closing) else {
-            return;
-        };
-        // One that has not begun yet sees this change too.
-        if !matches!(entry.steps.iter().skip(1).next_back(), Some(Step::Refresh)) {
-            self.then(id, Step::Refresh, actions);
+    /// What is to be stated again now that the store is back: every connection but those that close, and those that are about to
+    /// be registered for the first time.
+    pub(super) fn handle_restored(&mut self) -> Vec<(ConnectionId, Document)> {
+        self.restorations += 1;
+        let stated = self.entries.iter().filter(|(_, entry)| {
+            let opening = matches!(entry.steps.front(), Some(Step::Open { .. }));
+            !entry.closing && !opening
+        });
+        stated
+            .map(|(id, entry)| (id.clone(), entry.document.clone()))
+            .collect()
+    }
+
+    /// The store has metadata of this revision, which may be newer.
+    pub(super) fn handle_changed(&mut self, id: &ConnectionId, document: Document) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            entry.adopt(document);
         }
     }
 
@@ -127,7 +152,7 @@ impl<C: Clone, T> Directory<C, T> {
         self.entries
             .get(id)
             .filter(|entry| !entry.closing)
-            .map(|entry| entry.metadata.clone())
+            .map(|entry| entry.document.json.clone())
     }
 
     pub(super) fn handle(&self, id: &ConnectionId) -> Option<&C> {
@@ -179,27 +204,40 @@ impl<C: Clone, T> Directory<C, T> {
                 actions.complete(token, result);
                 return;
             }
-            Step::Open { token } => {
-                let result = if entry.closing {
-                    Err(InstanceError::Gone)
-                } else {
-                    result.map(|_| Outcome::Opened).map_err(Into::into)
+            Step::Open { token, .. } if entry.closing => {
+                actions.complete(token, Err(InstanceError::Gone));
+            }
+            Step::Open {
+                token,
+                restorations,
+            } => {
+                let result = match result {
+                    Ok(_) => Ok(Outcome::Opened),
+                    Err(BackendError::Unavailable(_)) => {
+                        self.state_again(id, restorations);
+                        Ok(Outcome::Opened)
+                    }
+                    Err(error) => Err(error.into()),
                 };
-                if result.is_ok() {
+                if let (Ok(_), Some(entry)) = (&result, self.entries.get(id)) {
                     self.open.insert(id.clone(), entry.handle.clone());
                 }
                 actions.complete(token, result);
             }
-            Step::Refresh => {
-                if let Ok(Reply::Metadata(metadata)) = result {
-                    entry.metadata = metadata.filter(not_null);
+            Step::Restore { restorations } => match result {
+                Ok(Reply::Restored { changed, .. }) => {
+                    for (id, document) in changed {
+                        self.handle_changed(&id, document);
+                    }
                 }
-            }
+                _ => self.state_again(id, restorations),
+            },
             Step::SetMetadata { token, .. } => {
                 let result = match result {
-                    Ok(Reply::Changed(Some(metadata))) => {
-                        entry.metadata = Some(metadata.clone()).filter(not_null);
-                        Ok(Outcome::Metadata(metadata))
+                    Ok(Reply::Changed(Some(document))) => {
+                        let json = document.json.clone();
+                        entry.adopt(document);
+                        Ok(Outcome::Metadata(json.unwrap_or_else(|| "null".into())))
                     }
                     Ok(_) => Err(InstanceError::Gone),
                     Err(error) => Err(error.into()),
@@ -223,6 +261,19 @@ impl<C: Clone, T> Directory<C, T> {
             assert!(!self.entries[id].closing, "{id} closes and is open");
         }
         self.entries.is_empty() && self.open.is_empty()
+    }
+
+    /// The store could not be told of a connection. If it has come back since it was asked, it is asked once more; else the
+    /// connection is stated with all others when it comes back.
+    fn state_again(&mut self, id: &ConnectionId, restorations: u64) {
+        let now = self.restorations;
+        if let Some(entry) = self.entries.get_mut(id)
+            && restorations < now
+            && !entry.closing
+        {
+            // In front of what came later: the store has to know of the connection first.
+            entry.steps.push_front(Step::Restore { restorations: now });
+        }
     }
 
     fn then(&mut self, id: &ConnectionId, step: Step<T>, actions: &mut Actions<C, T>) {
@@ -249,15 +300,27 @@ impl<C: Clone, T> Directory<C, T> {
             Some(Step::Close { .. }) => Op::CloseConnection { connection },
             Some(Step::Open { .. }) => Op::OpenConnection {
                 connection,
-                metadata: entry.metadata.clone(),
+                metadata: entry.document.json.clone(),
             },
-            Some(Step::Refresh) => Op::ConnectionMetadata { connection },
+            Some(Step::Restore { .. }) => Op::Restore {
+                connections: vec![(connection, entry.document.clone())],
+                members: Vec::new(),
+            },
             Some(Step::SetMetadata { change, .. }) => Op::SetConnectionMetadata {
                 connection,
                 change: change.clone(),
             },
         };
         actions.ask(Origin::Connection(id.clone()), op);
+    }
+}
+
+impl<C, T> Entry<C, T> {
+    /// Answers may overtake each other: the newest revision counts.
+    fn adopt(&mut self, document: Document) {
+        if document.revision > self.document.revision {
+            self.document = document;
+        }
     }
 }
 
@@ -269,8 +332,8 @@ fn not_null(metadata: &Json) -> bool {
 /// Answers a step that will not happen.
 fn fail<C, T>(step: Step<T>, actions: &mut Actions<C, T>) {
     match step {
-        Step::Refresh => {}
-        Step::Close { token } | Step::Open { token } | Step::SetMetadata { token, .. } => {
+        Step::Restore { .. } => {}
+        Step::Close { token } | Step::Open { token, .. } | Step::SetMetadata { token, .. } => {
             actions.complete(token, Err(InstanceError::Gone));
         }
     }

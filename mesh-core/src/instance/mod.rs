@@ -23,9 +23,12 @@ mod topic;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-pub use actions::{Action, InstanceError, OpToken, Outcome};
+pub use actions::{Action, InstanceError, LeaveReason, OpToken, Outcome};
 use actions::{Actions, Origin};
 use channels::Channels;
 use directory::Directory;
@@ -33,9 +36,12 @@ pub use members::{Members, Seeded};
 use rooms::Rooms;
 
 use crate::{
-    backend::{BackendError, ConnectionId, Json, MetadataChange, Name, Reply},
+    backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, Reply},
     websocket::TextFrame,
 };
+
+/// The connections and memberships that one operation states again.
+const RESTORED_MAX: usize = 512;
 
 /// One shard of an instance.
 ///
@@ -46,6 +52,18 @@ pub struct Instance<C, T> {
     channels: Channels<C, T>,
     directory: Directory<C, T>,
     rooms: Rooms<C, T>,
+    restorations: BTreeMap<u64, Restoration<T>>,
+    restorations_begun: u64,
+}
+
+/// What the shard holds is being stated again.
+#[derive(Debug)]
+struct Restoration<T> {
+    token: T,
+    /// Parts that the store has not answered.
+    parts: usize,
+    /// The first failure.
+    error: Option<BackendError>,
 }
 
 impl<C: Clone, T> Instance<C, T> {
@@ -57,6 +75,8 @@ impl<C: Clone, T> Instance<C, T> {
             channels: Channels::new(hasher, kept_bytes_max, listed_bytes_max),
             directory: Directory::new(hasher),
             rooms: Rooms::new(hasher, listed_bytes_max),
+            restorations: BTreeMap::new(),
+            restorations_begun: 0,
         }
     }
 
@@ -106,9 +126,47 @@ impl<C: Clone, T> Instance<C, T> {
         self.rooms.clear(room, token, &mut self.actions);
     }
 
-    /// Another instance cleared a room. Joins under way happen behind that.
-    pub fn handle_room_cleared(&mut self, room: &Name) {
-        self.rooms.handle_cleared(room, &mut self.actions);
+    /// Another instance cleared a room and began this generation. Whoever joined in it stays, and joins under way of an older one happen
+    /// again.
+    pub fn handle_room_cleared(&mut self, room: &Name, generation: u64) {
+        self.rooms
+            .handle_cleared(room, generation, &mut self.actions);
+    }
+
+    /// The backend is back: all that this shard holds is stated again, and what the store knows better is taken over. Answered with
+    /// [`Outcome::Restored`], or the first failure; then the backend is about to be lost and restored once more.
+    ///
+    /// `gap` makes the frame that tells the subscribers of a channel that they may have missed messages.
+    pub fn handle_restored(&mut self, gap: impl Fn(&Name) -> TextFrame, token: T) {
+        self.channels.handle_restored(gap, &mut self.actions);
+        let mut parts = Vec::new();
+        for connections in chunks(self.directory.handle_restored()) {
+            parts.push((connections, Vec::new()));
+        }
+        for members in chunks(self.rooms.handle_restored()) {
+            parts.push((Vec::new(), members));
+        }
+        if parts.is_empty() {
+            self.actions.complete(token, Ok(Outcome::Restored));
+            return;
+        }
+        self.restorations_begun += 1;
+        let restoration = self.restorations_begun;
+        let waiting = Restoration {
+            token,
+            parts: parts.len(),
+            error: None,
+        };
+        self.restorations.insert(restoration, waiting);
+        for (connections, members) in parts {
+            let rooms: BTreeSet<Name> = members.iter().map(|(room, ..)| room.clone()).collect();
+            rooms.iter().for_each(|room| self.rooms.begin_restore(room));
+            let op = Op::Restore {
+                connections,
+                members,
+            };
+            self.actions.ask(Origin::Restore { restoration, rooms }, op);
+        }
     }
 
     /// Subscribes a local connection. Answered with [`Outcome::Subscribed`] and the newest `history` messages; every message
@@ -139,9 +197,8 @@ impl<C: Clone, T> Instance<C, T> {
     }
 
     /// Another instance changed the metadata of a connection of this shard.
-    pub fn handle_metadata_changed(&mut self, id: &ConnectionId) {
-        self.directory
-            .handle_metadata_changed(id, &mut self.actions);
+    pub fn handle_metadata_changed(&mut self, id: &ConnectionId, document: Document) {
+        self.directory.handle_changed(id, document);
     }
 
     /// Hands an event to the local members of a room.
@@ -172,11 +229,44 @@ impl<C: Clone, T> Instance<C, T> {
                 self.channels.handle_topic(&channel, &result, actions);
             }
             Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
+            Some(Origin::Restore { restoration, rooms }) => {
+                self.handle_restore(restoration, rooms, result);
+            }
             Some(Origin::RoomRequest { room, request }) => {
                 self.rooms.handle_request(&room, request, result, actions);
             }
             Some(Origin::RoomTopic(room)) => self.rooms.handle_topic(&room, result, actions),
             None => {}
+        }
+    }
+
+    fn handle_restore(
+        &mut self,
+        restoration: u64,
+        rooms: BTreeSet<Name>,
+        result: Result<Reply, BackendError>,
+    ) {
+        let (ended, error) = match result {
+            Ok(Reply::Restored { changed, ended }) => {
+                for (id, document) in changed {
+                    self.directory.handle_changed(&id, document);
+                }
+                (ended, None)
+            }
+            Ok(_) => (Vec::new(), None),
+            Err(error) => (Vec::new(), Some(error)),
+        };
+        self.rooms.handle_restore(rooms, ended, &mut self.actions);
+        let Some(waiting) = self.restorations.get_mut(&restoration) else {
+            return;
+        };
+        waiting.parts -= 1;
+        waiting.error = waiting.error.take().or(error);
+        if waiting.parts == 0
+            && let Some(Restoration { token, error, .. }) = self.restorations.remove(&restoration)
+        {
+            let result = error.map_or(Ok(Outcome::Restored), |error| Err(error.into()));
+            self.actions.complete(token, result);
         }
     }
 
@@ -258,4 +348,13 @@ impl<C: Clone, T> Instance<C, T> {
         ];
         empty == [true; 3]
     }
+}
+
+/// Cuts a list into parts that one operation may hold.
+fn chunks<E>(all: Vec<E>) -> impl Iterator<Item = Vec<E>> {
+    let mut all = all.into_iter();
+    std::iter::from_fn(move || {
+        let part: Vec<E> = all.by_ref().take(RESTORED_MAX).collect();
+        (!part.is_empty()).then_some(part)
+    })
 }

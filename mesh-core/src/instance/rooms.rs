@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    actions::{Action, Actions, InstanceError, Origin, Outcome},
+    actions::{Action, Actions, InstanceError, LeaveReason, Origin, Outcome},
     members::{Members, Seeded, Table, take},
     topic::Topic,
 };
@@ -54,6 +54,7 @@ enum Step {
     /// The member is registered; who else is there is being asked.
     Listing {
         new: bool,
+        generation: u64,
     },
     /// Telling who is there failed with this, and the membership is being taken back.
     Undoing(InstanceError),
@@ -68,8 +69,8 @@ struct Request<C, T> {
     step: Step,
     /// The connection went away meanwhile.
     gone: bool,
-    /// Another instance cleared the room while the backend was writing this membership.
-    cleared: bool,
+    /// The generation that began while the backend was writing this membership.
+    cleared: u64,
 }
 
 #[derive(Debug)]
@@ -82,6 +83,12 @@ struct Room<C, T> {
     waiting: BTreeSet<u64>,
     /// Those that are [`Kind::Clear`].
     clears: BTreeSet<u64>,
+    /// The newest that is known here; every member is of it.
+    generation: u64,
+    /// The answers about members that were stated again which are still to come. Requests wait for them.
+    restoring: usize,
+    /// Who joined in spite of that, because it had begun before.
+    joined: BTreeSet<ConnectionId>,
 }
 
 /// The rooms of one shard.
@@ -145,15 +152,57 @@ impl<C: Clone, T> Rooms<C, T> {
         self.request(room, Kind::Clear, token, actions);
     }
 
-    /// Another instance cleared the room.
-    pub(super) fn handle_cleared(&mut self, room: &Name, actions: &mut Actions<C, T>) {
+    /// Another instance cleared the room, and began this generation.
+    pub(super) fn handle_cleared(
+        &mut self,
+        room: &Name,
+        generation: u64,
+        actions: &mut Actions<C, T>,
+    ) {
+        self.begin_generation(room, generation, actions);
+        self.advance(room, actions);
+    }
+
+    /// All members, to be stated again now that the store is back. Their rooms' requests wait for the answers: for each of the parts that
+    /// a room is in, one [`handle_restore`](Self::handle_restore).
+    pub(super) fn handle_restored(&self) -> Vec<(Name, ConnectionId, u64)> {
+        let mut members = Vec::new();
+        for (name, room) in &self.rooms {
+            let ids = room.members.ids().cloned();
+            members.extend(ids.map(|id| (name.clone(), id, room.generation)));
+        }
+        members
+    }
+
+    /// A part that holds members of this room is on its way.
+    pub(super) fn begin_restore(&mut self, room: &Name) {
         if let Some(state) = self.rooms.get_mut(room) {
-            for request in state.requests.values_mut() {
-                request.cleared |= matches!(request.step, Step::Joining | Step::Listing { .. });
+            state.restoring += 1;
+        }
+    }
+
+    /// The answer to a part: the memberships that are over. Nobody is told that the rest hold.
+    pub(super) fn handle_restore(
+        &mut self,
+        rooms: BTreeSet<Name>,
+        ended: Vec<(Name, ConnectionId)>,
+        actions: &mut Actions<C, T>,
+    ) {
+        for (room, id) in ended {
+            let joined = |state: &Room<C, T>| state.joined.contains(&id);
+            if !self.rooms.get(&room).is_some_and(joined) {
+                self.remove(&room, &id, LeaveReason::Left, actions);
             }
         }
-        self.remove_all(room, actions);
-        self.advance(room, actions);
+        for room in rooms {
+            if let Some(state) = self.rooms.get_mut(&room) {
+                state.restoring = state.restoring.saturating_sub(1);
+                if state.restoring == 0 {
+                    state.joined = BTreeSet::new();
+                }
+            }
+            self.advance(&room, actions);
+        }
     }
 
     /// The connection is gone: out of every room at once. The backend is told by whoever closes the connection.
@@ -175,7 +224,7 @@ impl<C: Clone, T> Rooms<C, T> {
             touched.insert(room.clone());
         }
         for room in touched {
-            self.remove(&room, id, actions);
+            self.remove(&room, id, LeaveReason::Disconnected, actions);
             self.advance(&room, actions);
         }
     }
@@ -253,26 +302,35 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         match (&request.step, result) {
             (Step::Waiting, _) => {}
-            (Step::Clearing, Ok(_)) => {
+            (Step::Clearing, Ok(reply)) => {
+                let generation = match reply {
+                    Reply::Cleared { generation } => generation,
+                    _ => 0,
+                };
+                // Nobody joins meanwhile, so all who are here were here before.
                 self.remove_all(room, actions);
-                self.finish(room, number, Ok(Outcome::Cleared), actions);
+                self.begin_generation(room, generation, actions);
+                self.finish(room, number, Ok(Outcome::Cleared { generation }), actions);
             }
             (Step::Leaving { was }, Ok(reply)) => {
                 let was = *was || reply == Reply::Flag(true);
                 self.finish(room, number, Ok(Outcome::Left(was)), actions);
             }
             (Step::Joining, Ok(reply)) => {
-                let new = reply == Reply::Flag(true);
-                self.joined(room, number, new, None, actions);
+                let (new, generation) = match reply {
+                    Reply::Joined { new, generation } => (new, generation),
+                    _ => (false, 0),
+                };
+                self.joined(room, number, new, generation, None, actions);
             }
-            (Step::Listing { new }, Ok(reply)) => {
-                let (new, max) = (*new, self.present_bytes_max);
+            (Step::Listing { new, generation }, Ok(reply)) => {
+                let (new, generation, max) = (*new, *generation, self.present_bytes_max);
                 let present = match reply {
                     Reply::Connections(present) => present,
                     _ => Vec::new(),
                 };
                 if strings_fit(present.iter().map(ConnectionId::as_str), max) {
-                    self.joined(room, number, new, Some(present), actions);
+                    self.joined(room, number, new, generation, Some(present), actions);
                 } else {
                     self.undo(room, number, InstanceError::TooLong { max }, actions);
                 }
@@ -299,6 +357,9 @@ impl<C: Clone, T> Rooms<C, T> {
             requests: BTreeMap::new(),
             waiting: BTreeSet::new(),
             clears: BTreeSet::new(),
+            generation: 0,
+            restoring: 0,
+            joined: BTreeSet::new(),
         });
         match kind.member() {
             Some(member) => {
@@ -316,7 +377,7 @@ impl<C: Clone, T> Rooms<C, T> {
                 token,
                 step: Step::Waiting,
                 gone: false,
-                cleared: false,
+                cleared: 0,
             },
         );
         // Only this one: what waited before still waits for the same.
@@ -383,6 +444,9 @@ impl<C: Clone, T> Rooms<C, T> {
         let Some(request) = state.requests.get(&number) else {
             return false;
         };
+        if state.restoring > 0 {
+            return false;
+        }
         match request.kind.member() {
             None => state
                 .requests
@@ -442,7 +506,7 @@ impl<C: Clone, T> Rooms<C, T> {
                 };
                 self.ask(room, number, Step::Leaving { was }, op, actions);
                 // At once, so that no event follows the answer.
-                self.remove(room, &id, actions);
+                self.remove(room, &id, LeaveReason::Left, actions);
             }
             Kind::Clear => {
                 let op = Op::ClearRoom { room: room_name };
@@ -475,9 +539,12 @@ impl<C: Clone, T> Rooms<C, T> {
         room: &Name,
         number: u64,
         new: bool,
+        generation: u64,
         present: Option<Vec<ConnectionId>>,
         actions: &mut Actions<C, T>,
     ) {
+        // Whoever is here of an older generation was cleared, and the word of it is still on its way or got lost.
+        self.begin_generation(room, generation, actions);
         let Some(state) = self.rooms.get_mut(room) else {
             return;
         };
@@ -494,18 +561,21 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         if request.gone {
             self.finish(room, number, Err(InstanceError::Gone), actions);
-        } else if request.cleared {
-            // Which came first, the membership or the clearing? Asked again, it is the clearing.
-            request.cleared = false;
+        } else if request.cleared > generation {
+            // The clearing ended this membership, too.
+            request.cleared = 0;
             request.step = Step::Waiting;
             state.waiting.insert(number);
         } else if *list && present.is_none() {
             let op = Op::RoomMembers { room: room.clone() };
-            self.ask(room, number, Step::Listing { new }, op, actions);
+            self.ask(room, number, Step::Listing { new, generation }, op, actions);
         } else {
             let (id, handle) = (id.clone(), handle.clone());
             let present = present.unwrap_or_default();
             let outcome = Outcome::Joined { new, present };
+            if state.restoring > 0 {
+                state.joined.insert(id.clone());
+            }
             if state.members.insert(id.clone(), handle) {
                 self.of.entry(id).or_default().insert(room.clone());
                 self.answer(room, number, Ok(outcome), actions);
@@ -580,7 +650,29 @@ impl<C: Clone, T> Rooms<C, T> {
         Some(request.kind)
     }
 
-    fn remove(&mut self, room: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
+    /// Ends what is left of older generations. An answer that is still to come may be of one, too.
+    fn begin_generation(&mut self, room: &Name, generation: u64, actions: &mut Actions<C, T>) {
+        let Some(state) = self.rooms.get_mut(room) else {
+            return;
+        };
+        if generation > state.generation {
+            state.generation = generation;
+            for request in state.requests.values_mut() {
+                if matches!(request.step, Step::Joining | Step::Listing { .. }) {
+                    request.cleared = generation;
+                }
+            }
+            self.remove_all(room, actions);
+        }
+    }
+
+    fn remove(
+        &mut self,
+        room: &Name,
+        id: &ConnectionId,
+        reason: LeaveReason,
+        actions: &mut Actions<C, T>,
+    ) {
         let Some(state) = self.rooms.get_mut(room) else {
             return;
         };
@@ -595,6 +687,11 @@ impl<C: Clone, T> Rooms<C, T> {
             }
         }
         actions.push(Action::Release(handle));
+        actions.push(Action::Left {
+            room: room.clone(),
+            connection: id.clone(),
+            reason,
+        });
     }
 
     fn remove_all(&mut self, room: &Name, actions: &mut Actions<C, T>) {
@@ -604,7 +701,7 @@ impl<C: Clone, T> Rooms<C, T> {
             .map(|room| room.members.ids().cloned().collect())
             .unwrap_or_default();
         for id in ids {
-            self.remove(room, &id, actions);
+            self.remove(room, &id, LeaveReason::Cleared, actions);
         }
     }
 

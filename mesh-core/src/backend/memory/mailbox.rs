@@ -126,7 +126,9 @@ impl Drop for Notices {
 
 /// What a notice counts for.
 fn size(notice: &Notice) -> usize {
-    let Notice::Message { topic, message } = notice;
+    let Notice::Message { topic, message } = notice else {
+        return size_of::<Notice>();
+    };
     let name = match topic {
         Topic::All => 0,
         Topic::Channel(name) | Topic::Room(name) => name.len(),

@@ -15,17 +15,19 @@ use proptest::{
 use serde_json::Value;
 
 use super::*;
-use crate::backend::{ConnectionId, Json, MetadataChange, Name, Topic};
+use crate::backend::{ConnectionId, Document, Json, MetadataChange, Name, Topic};
 
 /// Small enough that random merges reach it.
 const METADATA_BYTES_MAX: usize = 24;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Fact {
-    Connection(ConnectionId, Option<Json>),
+    Connection(ConnectionId, Document),
     Instance(InstanceId),
     Member(Name, ConnectionId),
     Message(Name, Bytes),
+    /// A room that has a member or metadata, and how many clearings of any room it has behind it.
+    Room(Name, u64),
     RoomMetadata(Name, Json),
     Subscribed(InstanceId, Topic),
 }
@@ -36,6 +38,7 @@ use Fact::*;
 struct Model {
     facts: Vec<Fact>,
     notices: Vec<(InstanceId, Notice)>,
+    clearings: u64,
 }
 
 impl Model {
@@ -66,12 +69,34 @@ impl Model {
 
     fn connections(&self) -> Vec<(ConnectionId, Option<Json>)> {
         self.all(|fact| {
-            if let Connection(id, metadata) = fact {
-                Some((id.clone(), metadata.clone()))
+            if let Connection(id, document) = fact {
+                Some((id.clone(), document.json.clone()))
             } else {
                 None
             }
         })
+    }
+
+    /// The room's generation; it comes to be if it is none yet.
+    fn generation(&mut self, room: &Name) -> u64 {
+        let known = self.facts.iter().find_map(|fact| match fact {
+            Room(of, generation) if of == room => Some(*generation),
+            _ => None,
+        });
+        known.unwrap_or_else(|| {
+            self.facts.push(Room(room.clone(), self.clearings));
+            self.clearings
+        })
+    }
+
+    /// Forgets rooms that are nothing any more.
+    fn tidy(&mut self) {
+        let used = self.all(|fact| match fact {
+            Member(room, _) | RoomMetadata(room, _) => Some(room.clone()),
+            _ => None,
+        });
+        self.facts
+            .retain(|fact| !matches!(fact, Room(room, _) if !used.contains(room)));
     }
 
     fn members(&self, room: &Name) -> Vec<ConnectionId> {
@@ -94,11 +119,11 @@ impl Model {
         })
     }
 
-    fn open(&self, connection: &ConnectionId) -> Option<Option<Json>> {
-        self.connections()
-            .into_iter()
-            .find(|(id, _)| id == connection)
-            .map(|(_, metadata)| metadata)
+    fn open(&self, connection: &ConnectionId) -> Option<Document> {
+        self.facts.iter().find_map(|fact| match fact {
+            Connection(id, document) if id == connection => Some(document.clone()),
+            _ => None,
+        })
     }
 
     fn gone(&mut self, gone: impl Fn(&ConnectionId) -> bool) {
@@ -126,6 +151,12 @@ impl Model {
     }
 
     fn apply(&mut self, me: &InstanceId, op: Op) -> Result<Reply, BackendError> {
+        let reply = self.carry_out(me, op);
+        self.tidy();
+        reply
+    }
+
+    fn carry_out(&mut self, me: &InstanceId, op: Op) -> Result<Reply, BackendError> {
         if let Op::OpenInstance { instance } = op {
             return if self.add(Instance(instance)) {
                 Ok(Reply::Done)
@@ -144,7 +175,10 @@ impl Model {
                 self.facts.retain(
                     |fact| !matches!(fact, Member(of, _) | RoomMetadata(of, _) if *of == room),
                 );
-                Reply::Done
+                self.clearings += 1;
+                Reply::Cleared {
+                    generation: self.clearings,
+                }
             }
             Op::CloseConnection { connection } => {
                 self.gone(|id| *id == connection && mine(id));
@@ -157,7 +191,7 @@ impl Model {
                 Reply::Done
             }
             Op::ConnectionMetadata { connection } => {
-                Reply::Metadata(self.open(&connection).flatten())
+                Reply::Document(self.open(&connection).unwrap_or_default())
             }
             Op::Connections => {
                 Reply::Connections(self.connections().into_iter().map(|(id, _)| id).collect())
@@ -174,7 +208,9 @@ impl Model {
                 if self.open(&connection).is_none() || !mine(&connection) {
                     return Err(BackendError::UnknownConnection);
                 }
-                Reply::Flag(self.add(Member(room, connection)))
+                let generation = self.generation(&room);
+                let new = self.add(Member(room, connection));
+                Reply::Joined { new, generation }
             }
             Op::LeaveRoom { room, connection } => {
                 Reply::Flag(self.remove(&Member(room, connection)))
@@ -187,10 +223,8 @@ impl Model {
                     return Err(usage(""));
                 }
                 if self.open(&connection).is_none() {
-                    self.add(Connection(
-                        connection,
-                        metadata.filter(|json| &**json != "null"),
-                    ));
+                    let json = metadata.filter(|json| &**json != "null");
+                    self.add(Connection(connection, Document { json, revision: 1 }));
                 }
                 Reply::Done
             }
@@ -227,7 +261,7 @@ impl Model {
                 let members = self.members(&room).into_iter();
                 Reply::ConnectionsMetadata(
                     members
-                        .map(|id| (id.clone(), self.open(&id).flatten()))
+                        .map(|id| (id.clone(), self.open(&id).and_then(|it| it.json)))
                         .collect(),
                 )
             }
@@ -241,12 +275,13 @@ impl Model {
                 let Some(old) = self.open(&connection) else {
                     return Ok(Reply::Changed(None));
                 };
-                let new = change_of(old.as_ref(), change)?;
+                let new = change_of(old.json.as_ref(), change)?;
+                let new = Document {
+                    json: Some(new).filter(|json| &**json != "null"),
+                    revision: old.revision + 1,
+                };
                 self.remove(&Connection(connection.clone(), old));
-                self.add(Connection(
-                    connection,
-                    Some(new.clone()).filter(|json| &**json != "null"),
-                ));
+                self.add(Connection(connection, new.clone()));
                 Reply::Changed(Some(new))
             }
             Op::SetRoomMetadata { room, change } => {
@@ -258,11 +293,40 @@ impl Model {
                 let new = change_of(old.as_ref(), change)?;
                 self.facts
                     .retain(|fact| !matches!(fact, RoomMetadata(of, _) if *of == room));
-                if &*new != "null" {
-                    self.add(RoomMetadata(room, new.clone()));
+                let json = Some(new).filter(|json| &**json != "null");
+                if let Some(json) = json.clone() {
+                    self.generation(&room);
+                    self.add(RoomMetadata(room, json));
                 }
-                Reply::Changed(Some(new))
+                Reply::Changed(Some(Document { json, revision: 0 }))
             }
+            Op::Restore {
+                connections,
+                members,
+            } => {
+                let mut stated = connections.iter().map(|(id, _)| id);
+                if !stated.all(mine) || !members.iter().all(|(_, id, _)| mine(id)) {
+                    return Err(usage(""));
+                }
+                let mut changed = Vec::new();
+                for (id, document) in connections {
+                    let stored = self.open(&id).unwrap_or_default();
+                    if stored.revision > document.revision {
+                        changed.push((id, stored));
+                    } else {
+                        self.remove(&Connection(id.clone(), stored));
+                        self.add(Connection(id, document));
+                    }
+                }
+                let over = |(room, id, generation): &(Name, ConnectionId, u64)| {
+                    let cleared = |fact: &Fact| matches!(fact, Room(of, now) if of == room && now > generation);
+                    !self.has(&Member(room.clone(), id.clone())) || self.facts.iter().any(cleared)
+                };
+                let ended = members.into_iter().filter(over);
+                let ended = ended.map(|(room, id, _)| (room, id)).collect();
+                Reply::Restored { changed, ended }
+            }
+            Op::Settle => Reply::Done,
             Op::Subscribe { topics } => {
                 for topic in topics {
                     self.add(Subscribed(me.clone(), topic));
@@ -368,6 +432,22 @@ fn change() -> impl Strategy<Value = MetadataChange> {
     ]
 }
 
+fn document() -> impl Strategy<Value = Document> {
+    (json(), 1..5u64).prop_map(|(json, revision)| Document {
+        json: Some(json).filter(|json| &**json != "null"),
+        revision,
+    })
+}
+
+fn restore() -> impl Strategy<Value = Op> {
+    let connections = vec((connection(), document()), 0..2);
+    let members = vec((name(), connection(), 0..5u64), 0..2);
+    (connections, members).prop_map(|(connections, members)| Op::Restore {
+        connections,
+        members,
+    })
+}
+
 fn message() -> impl Strategy<Value = Bytes> {
     (0..100u8).prop_map(|byte| Bytes::from(vec![byte]))
 }
@@ -391,6 +471,8 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (topic(), message()).prop_map(|(topic, message)| Op::Publish { topic, message }),
         4 => (name(), message(), 0..4usize)
             .prop_map(|(channel, message, history)| Op::PublishChannel { channel, message, history }),
+        4 => restore(),
+        1 => Just(Op::Settle),
         1 => name().prop_map(|room| Op::RoomMembers { room }),
         1 => name().prop_map(|room| Op::RoomMembersMetadata { room }),
         1 => name().prop_map(|room| Op::RoomMetadata { room }),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{
     super::{
-        BackendError, ConnectionId, InstanceId, Json, MetadataChange, Name, Notice, Op, Reply,
-        Topic,
+        BackendError, ConnectionId, Document, InstanceId, Json, MetadataChange, Name, Notice, Op,
+        Reply, Topic,
     },
     merge::{is_null, merge, replace_except},
     usage,
@@ -47,11 +47,13 @@ pub struct Store {
     /// Newest first; no entry is empty.
     histories: BTreeMap<Name, VecDeque<Bytes>>,
     notices: VecDeque<(InstanceId, Notice)>,
+    /// How often rooms were cleared, all together.
+    clearings: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Connection {
-    metadata: Option<Json>,
+    document: Document,
     /// The reverse of `Room::members`.
     rooms: BTreeSet<Name>,
 }
@@ -59,6 +61,8 @@ struct Connection {
 /// Has a member or metadata, or is not in the table.
 #[derive(Clone, Debug, Default)]
 struct Room {
+    /// The number of the last clearing of any room when this one came to be: behind its own last one, and ahead of its next.
+    generation: u64,
     members: BTreeSet<ConnectionId>,
     metadata: Option<Json>,
 }
@@ -85,6 +89,7 @@ impl Store {
             rooms: BTreeMap::new(),
             histories: BTreeMap::new(),
             notices: VecDeque::new(),
+            clearings: 0,
         }
     }
 
@@ -104,7 +109,7 @@ impl Store {
             Op::AllConnectionMetadata => Reply::ConnectionsMetadata(
                 self.connections
                     .iter()
-                    .map(|(id, connection)| (id.clone(), connection.metadata.clone()))
+                    .map(|(id, connection)| (id.clone(), connection.document.json.clone()))
                     .collect(),
             ),
             Op::AllRoomMetadata => Reply::RoomsMetadata(
@@ -121,7 +126,12 @@ impl Store {
                 Reply::Done
             }
             Op::CloseInstance => self.close_instance(instance),
-            Op::ConnectionMetadata { connection } => Reply::Metadata(self.metadata(&connection)),
+            Op::ConnectionMetadata { connection } => Reply::Document(
+                self.connections
+                    .get(&connection)
+                    .map(|it| it.document.clone())
+                    .unwrap_or_default(),
+            ),
             Op::Connections => Reply::Connections(self.connections.keys().cloned().collect()),
             Op::History { channel, limit } => Reply::History(
                 self.histories
@@ -159,6 +169,10 @@ impl Store {
                 message,
                 history,
             } => self.publish_channel(channel, &message, history),
+            Op::Restore {
+                connections,
+                members,
+            } => self.restore(instance, connections, members)?,
             Op::RoomMembers { room } => Reply::Connections(self.members(&room).cloned().collect()),
             Op::RoomMembersMetadata { room } => Reply::ConnectionsMetadata(
                 self.members(&room)
@@ -172,6 +186,8 @@ impl Store {
                 self.set_connection_metadata(&connection, change)?
             }
             Op::SetRoomMetadata { room, change } => self.set_room_metadata(room, change)?,
+            // Nothing is lost in memory, so nothing is left over.
+            Op::Settle => Reply::Done,
             Op::Subscribe { topics } => self.subscribe(instance, topics),
             Op::Unsubscribe { topics } => self.unsubscribe(instance, &topics),
         })
@@ -229,12 +245,62 @@ impl Store {
         if !holds(instance, &connection) {
             return Err(usage("a connection's id names the instance that opens it"));
         }
-        let metadata = metadata.filter(|json| !is_null(json));
-        self.connections.entry(connection).or_insert(Connection {
-            metadata,
-            rooms: BTreeSet::new(),
-        });
+        self.connections
+            .entry(connection)
+            .or_insert_with(|| Connection {
+                document: Document {
+                    json: metadata.filter(|json| !is_null(json)),
+                    revision: 1,
+                },
+                rooms: BTreeSet::new(),
+            });
         Ok(Reply::Done)
+    }
+
+    /// What is stated and missing is written, what is known better is told.
+    fn restore(
+        &mut self,
+        instance: &InstanceId,
+        connections: Vec<(ConnectionId, Document)>,
+        members: Vec<(Name, ConnectionId, u64)>,
+    ) -> Result<Reply, BackendError> {
+        let stated = connections.iter().map(|(id, _)| id);
+        if !stated
+            .chain(members.iter().map(|(_, id, _)| id))
+            .all(|id| holds(instance, id))
+        {
+            return Err(usage("an instance restores its own connections"));
+        }
+        let (mut changed, mut ended) = (Vec::new(), Vec::new());
+        for (id, document) in connections {
+            match self.connections.entry(id) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Connection {
+                        document,
+                        rooms: BTreeSet::new(),
+                    });
+                }
+                Entry::Occupied(mut entry) => {
+                    let stored = &mut entry.get_mut().document;
+                    if stored.revision < document.revision {
+                        *stored = document;
+                    } else if stored.revision > document.revision {
+                        changed.push((entry.key().clone(), entry.get().document.clone()));
+                    }
+                }
+            }
+        }
+        for (room, id, generation) in members {
+            // In memory nothing is lost, so a membership that is not there was ended.
+            let is_member = self
+                .rooms
+                .get(&room)
+                .is_some_and(|it| it.generation <= generation && it.members.contains(&id));
+            if !is_member {
+                ended.push((room, id));
+            }
+        }
+        Ok(Reply::Restored { changed, ended })
     }
 
     fn close_connection(&mut self, connection: &ConnectionId) {
@@ -257,15 +323,11 @@ impl Store {
             .get_mut(&connection)
             .filter(|_| holds(instance, &connection));
         let known = known.ok_or(BackendError::UnknownConnection)?;
-        let joined = known.rooms.insert(room.clone());
-        if joined {
-            self.rooms
-                .entry(room)
-                .or_default()
-                .members
-                .insert(connection);
-        }
-        Ok(Reply::Flag(joined))
+        let new = known.rooms.insert(room.clone());
+        let room = self.room_entry(room);
+        room.members.insert(connection);
+        let generation = room.generation;
+        Ok(Reply::Joined { new, generation })
     }
 
     fn leave_room(&mut self, room: &Name, connection: &ConnectionId) -> Reply {
@@ -285,7 +347,19 @@ impl Store {
                 connection.rooms.remove(room);
             }
         }
-        Reply::Done
+        self.clearings += 1;
+        Reply::Cleared {
+            generation: self.clearings,
+        }
+    }
+
+    /// The room, which comes to be if it is none yet.
+    fn room_entry(&mut self, name: Name) -> &mut Room {
+        let generation = self.clearings;
+        self.rooms.entry(name).or_insert_with(|| Room {
+            generation,
+            ..Room::default()
+        })
     }
 
     /// Ends one half of a membership: the room's.
@@ -306,7 +380,7 @@ impl Store {
     }
 
     fn metadata(&self, connection: &ConnectionId) -> Option<Json> {
-        self.connections.get(connection)?.metadata.clone()
+        self.connections.get(connection)?.document.json.clone()
     }
 
     fn set_connection_metadata(
@@ -317,13 +391,11 @@ impl Store {
         let Some(connection) = self.connections.get_mut(connection) else {
             return Ok(Reply::Changed(None));
         };
-        let result = changed(
-            connection.metadata.as_ref(),
-            change,
-            self.metadata_bytes_max,
-        )?;
-        connection.metadata = (!is_null(&result)).then(|| result.clone());
-        Ok(Reply::Changed(Some(result)))
+        let document = &mut connection.document;
+        let result = changed(document.json.as_ref(), change, self.metadata_bytes_max)?;
+        document.json = (!is_null(&result)).then_some(result);
+        document.revision += 1;
+        Ok(Reply::Changed(Some(document.clone())))
     }
 
     fn set_room_metadata(
@@ -336,15 +408,16 @@ impl Store {
             .get(&name)
             .and_then(|room| room.metadata.as_ref());
         let result = changed(old, change, self.metadata_bytes_max)?;
-        if !is_null(&result) {
-            self.rooms.entry(name).or_default().metadata = Some(result.clone());
+        let json = (!is_null(&result)).then_some(result);
+        if json.is_some() {
+            self.room_entry(name).metadata = json.clone();
         } else if let Some(room) = self.rooms.get_mut(&name) {
             room.metadata = None;
             if room.members.is_empty() {
                 self.rooms.remove(&name);
             }
         }
-        Ok(Reply::Changed(Some(result)))
+        Ok(Reply::Changed(Some(Document { json, revision: 0 })))
     }
 
     fn subscribe(&mut self, instance: &InstanceId, topics: Vec<Topic>) -> Reply {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_core::Stream as _;
 
 use super::{model::now, *};
-use crate::backend::{ConnectionId, MetadataChange, Topic};
+use crate::backend::{ConnectionId, Document, MetadataChange, Topic};
 
 type Stream = BoxStream<'static, Vec<Notice>>;
 
@@ -43,6 +43,11 @@ fn join(backend: &MemoryBackend, room: &str, id: &str) -> Result<Reply, BackendE
         room: room.into(),
         connection: id.into(),
     }))
+}
+
+fn joined(new: bool) -> Reply {
+    let generation = 0;
+    Reply::Joined { new, generation }
 }
 
 fn subscribe(backend: &MemoryBackend, topic: Topic) {
@@ -80,7 +85,9 @@ fn read(notices: &mut Stream) -> (Vec<String>, bool) {
             Poll::Pending => return (messages, false),
             Poll::Ready(Some(batch)) => {
                 for notice in batch {
-                    let Notice::Message { message, .. } = notice;
+                    let Notice::Message { message, .. } = notice else {
+                        panic!("{notice:?}");
+                    };
                     messages.push(String::from_utf8(message.to_vec()).unwrap());
                 }
             }
@@ -185,7 +192,7 @@ fn a_dropped_backend_is_a_dead_instance() {
                 connection: "a.1".into()
             }
         ),
-        Reply::Metadata(None)
+        Reply::Document(Document::default())
     );
     assert_eq!(read(&mut notices), (vec![], true));
     let shared = lock(&cluster.shared);
@@ -198,8 +205,8 @@ fn a_closed_connection_cannot_become_a_ghost() {
     let cluster = MemoryCluster::new();
     let (one, two) = (open(&cluster, "a"), open(&cluster, "b"));
     connect(&one, "a.1");
-    assert_eq!(join(&one, "r", "a.1"), Ok(Reply::Flag(true)));
-    assert_eq!(join(&one, "r", "a.1"), Ok(Reply::Flag(false)));
+    assert_eq!(join(&one, "r", "a.1"), Ok(joined(true)));
+    assert_eq!(join(&one, "r", "a.1"), Ok(joined(false)));
     assert_eq!(
         join(&two, "s", "a.1"),
         Err(BackendError::UnknownConnection),
@@ -257,7 +264,10 @@ fn a_connection_is_named_after_its_instance_and_opened_once() {
                 connection: "a.1".into()
             }
         ),
-        Reply::Metadata(Some("{}".into()))
+        Reply::Document(Document {
+            json: Some("{}".into()),
+            revision: 1,
+        })
     );
 }
 
@@ -407,7 +417,10 @@ fn a_room_exists_while_it_has_members_or_metadata() {
         run(&one, Op::AllRoomMetadata),
         Reply::RoomsMetadata(vec![("q".into(), "2".into()), ("r".into(), "1".into())])
     );
-    assert_eq!(set("q", " null "), Reply::Changed(Some(" null ".into())));
+    assert_eq!(
+        set("q", " null "),
+        Reply::Changed(Some(Document::default()))
+    );
     assert_eq!(rooms(), 1, "null is no metadata");
     run(
         &one,
@@ -451,7 +464,10 @@ fn metadata_of_a_connection_is_set_from_anywhere_and_ends_with_it() {
     run(&one, merge(r#"{"x":1}"#));
     assert_eq!(
         run(&two, merge(r#"{"y":2}"#)),
-        Reply::Changed(Some(r#"{"x":1,"y":2}"#.into()))
+        Reply::Changed(Some(Document {
+            json: Some(r#"{"x":1,"y":2}"#.into()),
+            revision: 3,
+        }))
     );
     run(
         &one,

@@ -243,8 +243,8 @@ fn a_close_whose_time_is_over_before_it_began_ends_the_connection() {
 }
 
 #[test]
-fn a_backend_that_fails_turns_clients_away_until_it_is_back() {
-    for failing in ["OpenInstance", "Subscribe", "OpenConnection"] {
+fn a_server_that_cannot_start_turns_clients_away_until_it_can() {
+    for failing in ["OpenInstance", "Subscribe"] {
         let sim = Sim::new();
         let (server, mood, witness) = moody(&sim, MeshServer::builder());
         mood.failing.lock().unwrap().push(failing);

@@ -6,3 +6,4 @@ mod commands;
 mod front_door;
 mod lifecycle;
 mod memberships;
+mod outage;

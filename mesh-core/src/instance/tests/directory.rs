@@ -1,5 +1,5 @@
 use super::{Shard, id};
-use crate::backend::{Json, MetadataChange, Reply};
+use crate::backend::{Document, Json, MetadataChange, Reply};
 
 fn opened() -> Shard {
     let mut shard = Shard::new();
@@ -12,6 +12,23 @@ fn opened() -> Shard {
 fn set(shard: &mut Shard, value: &str, token: u32) -> Vec<String> {
     let change = MetadataChange::Replace(value.into());
     shard.instance.set_metadata(&id(1), change, token);
+    shard.told()
+}
+
+fn document(json: &str, revision: u64) -> Document {
+    Document {
+        json: Some(json.into()).filter(|_| json != "null"),
+        revision,
+    }
+}
+
+fn changed(json: &str, revision: u64) -> Reply {
+    Reply::Changed(Some(document(json, revision)))
+}
+
+fn restored(shard: &mut Shard, token: u32) -> Vec<String> {
+    let gap = |channel: &crate::backend::Name| crate::websocket::TextFrame::new(channel);
+    shard.instance.handle_restored(gap, token);
     shard.told()
 }
 
@@ -51,7 +68,7 @@ fn changes_happen_one_after_the_other() {
     let mut shard = opened();
     assert_eq!(set(&mut shard, "1", 2), ["2: set metadata of i.1"]);
     assert_eq!(set(&mut shard, "2", 3), [""; 0]);
-    let told = shard.ok(2, Reply::Changed(Some("1".into())));
+    let told = shard.ok(2, changed("1", 2));
     assert_eq!(told, [r#"2 = Metadata("1")"#, "3: set metadata of i.1"]);
     assert_eq!(metadata(&shard).as_deref(), Some("1"));
     assert_eq!(shard.fail(3), ["3 fails: unavailable"]);
@@ -62,12 +79,9 @@ fn changes_happen_one_after_the_other() {
 fn null_is_no_metadata() {
     let mut shard = opened();
     set(&mut shard, "1", 2);
-    shard.ok(2, Reply::Changed(Some("1".into())));
+    shard.ok(2, changed("1", 2));
     set(&mut shard, "null", 3);
-    assert_eq!(
-        shard.ok(3, Reply::Changed(Some("null".into()))),
-        [r#"3 = Metadata("null")"#]
-    );
+    assert_eq!(shard.ok(3, changed("null", 3)), [r#"3 = Metadata("null")"#]);
     assert_eq!(metadata(&shard), None);
     let null = Some("null".into());
     shard.instance.handle_open(&id(2), 2, null, 4);
@@ -75,17 +89,14 @@ fn null_is_no_metadata() {
 }
 
 #[test]
-fn many_changes_elsewhere_are_read_once() {
+fn a_change_elsewhere_is_taken_over_if_it_is_newer() {
     let mut shard = opened();
-    for _ in 0..100 {
-        shard.instance.handle_metadata_changed(&id(1));
+    for (json, revision, now) in [("3", 3, "3"), ("2", 2, "3"), ("4", 4, "4")] {
+        let changed = document(json, revision);
+        shard.instance.handle_metadata_changed(&id(1), changed);
+        assert_eq!(shard.told(), [""; 0]);
+        assert_eq!(metadata(&shard).as_deref(), Some(now));
     }
-    assert_eq!(shard.told(), ["2: metadata of i.1"]);
-    // One more, because a change may have come behind the first reading.
-    let told = shard.ok(2, Reply::Metadata(Some("1".into())));
-    assert_eq!(told, ["3: metadata of i.1"]);
-    assert_eq!(shard.ok(3, Reply::Metadata(Some("2".into()))), [""; 0]);
-    assert_eq!(metadata(&shard).as_deref(), Some("2"));
 }
 
 #[test]
@@ -95,9 +106,54 @@ fn what_has_not_begun_at_the_end_does_not_begin() {
     set(&mut shard, "2", 3);
     shard.instance.handle_close(&id(1), 4);
     assert_eq!(shard.told(), ["3 fails: the connection is closed"]);
-    let told = shard.ok(2, Reply::Changed(Some("1".into())));
+    let told = shard.ok(2, changed("1", 2));
     assert_eq!(told, [r#"2 = Metadata("1")"#, "3: close i.1"]);
     // Forgotten here even if the backend cannot be told.
     assert_eq!(shard.fail(3), ["4 fails: unavailable"]);
     assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_connection_opens_without_the_store_and_is_registered_on_its_return() {
+    let mut shard = Shard::new();
+    shard.instance.handle_open(&id(1), 1, Some("1".into()), 1);
+    shard.told();
+    assert_eq!(shard.fail(1), ["1 = Opened"]);
+    assert!(shard.instance.connections().contains(&id(1)));
+    assert_eq!(restored(&mut shard, 2), ["2: restore i.1"]);
+    let (changed, ended) = (Vec::new(), Vec::new());
+    assert_eq!(
+        shard.ok(2, Reply::Restored { changed, ended }),
+        ["2 = Restored"]
+    );
+}
+
+#[test]
+fn a_registration_that_fails_behind_the_return_is_made_up_for_once() {
+    let mut shard = Shard::new();
+    shard.instance.handle_open(&id(1), 1, None, 1);
+    shard.told();
+    assert_eq!(restored(&mut shard, 2), ["2 = Restored"]);
+    set(&mut shard, "1", 3);
+    // It was under way before the store was lost; what came later follows the registration.
+    assert_eq!(shard.fail(1), ["1 = Opened", "2: restore i.1"]);
+    // Lost once more: the next return states everything.
+    assert_eq!(shard.fail(2), ["3: set metadata of i.1"]);
+    assert_eq!(shard.fail(3), ["3 fails: unavailable"]);
+    assert_eq!(restored(&mut shard, 4), ["4: restore i.1"]);
+}
+
+#[test]
+fn the_newest_metadata_counts() {
+    let mut shard = opened();
+    set(&mut shard, "1", 2);
+    assert_eq!(restored(&mut shard, 3), ["3: restore i.1"]);
+    let changed = vec![(id(1), document("3", 3))];
+    let ended = Vec::new();
+    assert_eq!(
+        shard.ok(3, Reply::Restored { changed, ended }),
+        ["3 = Restored"]
+    );
+    shard.ok(2, self::changed("2", 2));
+    assert_eq!(metadata(&shard).as_deref(), Some("3"));
 }

@@ -13,6 +13,16 @@ use crate::{
     websocket::TextFrame,
 };
 
+/// The reply to a join of whoever was no member.
+const NEW: Reply = Reply::Joined {
+    new: true,
+    generation: 0,
+};
+/// The reply to a join of a member.
+const KNOWN: Reply = Reply::Joined {
+    new: false,
+    generation: 0,
+};
 const KEPT_BYTES_MAX: usize = 16;
 const LISTED_BYTES_MAX: usize = 64;
 
@@ -93,7 +103,7 @@ impl Shard {
     fn told(&mut self) -> Vec<String> {
         let mut told = Vec::new();
         while let Some(action) = self.instance.poll_action() {
-            told.push(match action {
+            let word = match action {
                 Action::Backend { token, op } => {
                     self.asked.push(token);
                     format!("{}: {}", self.asked.len(), words(&op))
@@ -113,8 +123,10 @@ impl Shard {
                     let frames: Vec<&str> = frames.iter().map(TextFrame::text).collect();
                     format!("to {to}: {}", frames.join(" "))
                 }
+                Action::Left { .. } => continue,
                 Action::Release(connection) => format!("release {connection}"),
-            });
+            };
+            told.push(word);
         }
         self.instance.check();
         told
@@ -142,6 +154,17 @@ fn words(op: &Op) -> String {
         Op::JoinRoom { room, connection } => format!("{connection} joins {room}"),
         Op::LeaveRoom { room, connection } => format!("{connection} leaves {room}"),
         Op::OpenConnection { connection, .. } => format!("open {connection}"),
+        Op::Restore {
+            connections,
+            members,
+        } => {
+            let connections = connections.iter().map(|(id, _)| id.to_string());
+            let members = members
+                .iter()
+                .map(|(room, id, _)| format!("{id} in {room}"));
+            let stated: Vec<String> = connections.chain(members).collect();
+            format!("restore {}", stated.join(", "))
+        }
         Op::RoomMembers { room } => format!("who is in {room}"),
         Op::SetConnectionMetadata { connection, .. } => format!("set metadata of {connection}"),
         Op::Subscribe { topics } => format!("subscribe {}", topic(topics)),
@@ -164,8 +187,8 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
     assert_eq!(shard.ok(1, Reply::Done), ["2: i.1 joins r"]);
     assert!(shard.ok(1, Reply::Done).is_empty());
     assert!(shard.fail(1).is_empty());
-    assert_eq!(shard.ok(2, Reply::Flag(true)), [joined(1, true)]);
-    assert!(shard.ok(2, Reply::Flag(true)).is_empty());
+    assert_eq!(shard.ok(2, NEW), [joined(1, true)]);
+    assert!(shard.ok(2, NEW).is_empty());
 }
 
 #[test]

@@ -24,6 +24,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Step::NoticeCleared),
         8 => (c.clone(), n.clone(), 0..3usize).prop_map(|(c, n, h)| Step::Subscribe(c, n, h)),
         4 => (c.clone(), n.clone()).prop_map(|(c, n)| Step::Unsubscribe(c, n)),
+        1 => (c.clone(), n.clone()).prop_map(|(c, n)| Step::RemoveElsewhere(c, n)),
+        2 => any::<bool>().prop_map(Step::Restore),
         2 => (c.clone(), 0..3u8).prop_map(|(c, v)| Step::SetMetadata(c, v)),
         3 => (c.clone(), 0..3u8).prop_map(|(c, v)| Step::SetMetadataElsewhere(c, v)),
         4 => (n.clone(), c.clone()).prop_map(|(n, c)| Step::EventRoom(n, c)),
@@ -43,7 +45,7 @@ proptest! {
         for step in steps {
             world.take(step);
         }
-        world.converge();
+        world.agree();
         world.everybody_leaves();
     }
 }

@@ -1,4 +1,4 @@
-use super::{LISTED_BYTES_MAX, Shard, id, joined};
+use super::{KNOWN, LISTED_BYTES_MAX, NEW, Shard, id, joined};
 use crate::backend::{BackendError, Reply};
 
 /// Connection 1 is a member of `r`; three operations were asked for.
@@ -6,15 +6,23 @@ fn joined_shard() -> Shard {
     let mut shard = Shard::new();
     assert_eq!(shard.join("r", 1, 1), ["1: subscribe r"]);
     assert_eq!(shard.ok(1, Reply::Done), ["2: i.1 joins r"]);
-    assert_eq!(shard.ok(2, Reply::Flag(true)), [joined(1, true)]);
+    assert_eq!(shard.ok(2, NEW), [joined(1, true)]);
     shard
+}
+
+/// A join that made a member of this generation.
+fn new_in(generation: u64) -> Reply {
+    Reply::Joined {
+        new: true,
+        generation,
+    }
 }
 
 #[test]
 fn a_topic_is_held_from_the_first_member_to_the_last() {
     let mut shard = joined_shard();
     assert_eq!(shard.join("r", 2, 2), ["3: i.2 joins r"]);
-    assert_eq!(shard.ok(3, Reply::Flag(true)), [joined(2, true)]);
+    assert_eq!(shard.ok(3, NEW), [joined(2, true)]);
     assert_eq!(shard.leave("r", 1, 3), ["4: i.1 leaves r", "release 1"]);
     assert_eq!(shard.ok(4, Reply::Flag(true)), ["3 = Left(true)"]);
     assert_eq!(
@@ -33,7 +41,7 @@ fn a_join_that_races_the_release_of_its_topic_takes_it_again() {
     assert_eq!(shard.join("r", 2, 3), [""; 0]);
     assert_eq!(shard.ok(4, Reply::Done), ["5: subscribe r"]);
     assert_eq!(shard.ok(5, Reply::Done), ["6: i.2 joins r"]);
-    assert_eq!(shard.ok(6, Reply::Flag(true)), [joined(3, true)]);
+    assert_eq!(shard.ok(6, NEW), [joined(3, true)]);
 }
 
 #[test]
@@ -41,7 +49,7 @@ fn joining_twice_is_one_membership() {
     let mut shard = joined_shard();
     assert_eq!(shard.join("r", 1, 2), ["3: i.1 joins r"]);
     assert_eq!(
-        shard.ok(3, Reply::Flag(false)),
+        shard.ok(3, KNOWN),
         [joined(2, false), "release 1".to_owned()]
     );
     assert!(shard.instance.is_member("r", &id(1)));
@@ -71,7 +79,7 @@ fn a_join_whose_listing_fails_is_taken_back() {
     let mut shard = Shard::new();
     shard.join_present("r", 1, 1);
     shard.ok(1, Reply::Done);
-    assert_eq!(shard.ok(2, Reply::Flag(true)), ["3: who is in r"]);
+    assert_eq!(shard.ok(2, NEW), ["3: who is in r"]);
     assert_eq!(shard.fail(3), ["4: i.1 leaves r"]);
     // Whatever becomes of that.
     assert_eq!(
@@ -87,7 +95,7 @@ fn a_join_whose_members_are_too_many_to_be_told_is_taken_back() {
     let mut shard = Shard::new();
     shard.join_present("r", 1, 1);
     shard.ok(1, Reply::Done);
-    shard.ok(2, Reply::Flag(true));
+    shard.ok(2, NEW);
     let many = (0..LISTED_BYTES_MAX as u32).map(id).collect();
     assert_eq!(shard.ok(3, Reply::Connections(many)), ["4: i.1 leaves r"]);
     assert_eq!(
@@ -104,7 +112,7 @@ fn a_join_whose_members_are_too_many_to_be_told_is_taken_back() {
 fn a_member_stays_one_when_a_listing_fails() {
     let mut shard = joined_shard();
     shard.join_present("r", 1, 2);
-    assert_eq!(shard.ok(3, Reply::Flag(false)), ["4: who is in r"]);
+    assert_eq!(shard.ok(3, KNOWN), ["4: who is in r"]);
     assert_eq!(shard.fail(4), ["2 fails: unavailable", "release 1"]);
     assert!(shard.instance.is_member("r", &id(1)));
 }
@@ -114,10 +122,46 @@ fn a_join_that_another_instance_clears_happens_again() {
     let mut shard = Shard::new();
     shard.join("r", 1, 1);
     shard.ok(1, Reply::Done);
-    shard.instance.handle_room_cleared(&"r".into());
+    shard.instance.handle_room_cleared(&"r".into(), 1);
     assert_eq!(shard.told(), [""; 0]);
-    assert_eq!(shard.ok(2, Reply::Flag(true)), ["3: i.1 joins r"]);
-    assert_eq!(shard.ok(3, Reply::Flag(true)), [joined(1, true)]);
+    assert_eq!(shard.ok(2, NEW), ["3: i.1 joins r"]);
+    assert_eq!(shard.ok(3, new_in(1)), [joined(1, true)]);
+}
+
+#[test]
+fn whoever_joined_behind_a_clearing_stays_when_it_is_told() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.join("r", 2, 2);
+    assert_eq!(shard.ok(2, new_in(7)), [joined(1, true)]);
+    shard.instance.handle_room_cleared(&"r".into(), 7);
+    assert_eq!(shard.told(), [""; 0]);
+    assert_eq!(shard.ok(3, new_in(7)), [joined(2, true)]);
+    assert!(shard.instance.is_member("r", &id(1)));
+}
+
+#[test]
+fn a_join_that_a_later_ones_answer_tells_to_be_cleared_happens_again() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.join("r", 2, 2);
+    // The store wrote it, cleared the room, and then wrote the other.
+    assert_eq!(shard.ok(3, new_in(1)), [joined(2, true)]);
+    assert_eq!(shard.ok(2, new_in(0)), ["4: i.1 joins r"]);
+    assert_eq!(shard.ok(4, new_in(1)), [joined(1, true)]);
+}
+
+#[test]
+fn a_join_tells_of_a_clearing_that_nobody_told() {
+    let mut shard = joined_shard();
+    shard.join("r", 2, 2);
+    assert_eq!(
+        shard.ok(3, new_in(1)),
+        ["release 1".to_owned(), joined(2, true)]
+    );
+    assert!(!shard.instance.is_member("r", &id(1)));
 }
 
 #[test]
@@ -132,10 +176,14 @@ fn nothing_overtakes_a_clear() {
         ["2 = Left(false)", "4: clear r"]
     );
     assert_eq!(
-        shard.ok(4, Reply::Done),
-        ["release 1", "3 = Cleared", "5: i.3 joins r"]
+        shard.ok(4, Reply::Cleared { generation: 1 }),
+        [
+            "release 1",
+            "3 = Cleared { generation: 1 }",
+            "5: i.3 joins r"
+        ]
     );
-    assert_eq!(shard.ok(5, Reply::Flag(true)), [joined(4, true)]);
+    assert_eq!(shard.ok(5, new_in(1)), [joined(4, true)]);
 }
 
 #[test]
@@ -171,7 +219,7 @@ fn a_connection_that_goes_in_the_middle_of_its_join_is_nowhere() {
     assert_eq!(shard.leave("r", 1, 2), [""; 0]);
     assert_eq!(shard.gone(1), ["3: unsubscribe r"]);
     assert_eq!(
-        shard.ok(2, Reply::Flag(true)),
+        shard.ok(2, NEW),
         [
             "1 fails: the connection is closed",
             "release 1",

@@ -12,7 +12,7 @@ use std::{
 
 use super::{id, store::Store, unavailable};
 use crate::{
-    backend::{BackendError, ConnectionId, Json, MetadataChange, Name, Op, Reply, Topic},
+    backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, Reply, Topic},
     instance::{Action, Instance, OpToken, Seeded},
     websocket::TextFrame,
 };
@@ -39,6 +39,9 @@ pub(super) enum Step {
     Message(usize),
     NoticeCleared,
     Open(usize),
+    RemoveElsewhere(usize, usize),
+    /// The store was out of reach and is back, without its data if they are lost.
+    Restore(bool),
     SetMetadata(usize, u8),
     SetMetadataElsewhere(usize, u8),
     Subscribe(usize, usize, usize),
@@ -62,6 +65,7 @@ enum Request {
     Leave(u32, Name),
     Metadata(u32),
     Open(u32),
+    Restore,
     Subscribe {
         of: u32,
         channel: Name,
@@ -128,8 +132,9 @@ struct Connection {
     gone: bool,
     taken: usize,
     released: usize,
-    metadata: Option<Json>,
-    rooms: BTreeSet<Name>,
+    document: Document,
+    /// With the generation of each membership.
+    rooms: BTreeMap<Name, u64>,
     channels: BTreeSet<Name>,
 }
 
@@ -138,6 +143,8 @@ struct Asked {
     token: OpToken,
     op: Op,
     executed: Option<Result<Reply, BackendError>>,
+    /// It was begun before the store was out of reach, and takes no effect any more.
+    dead: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,8 +166,10 @@ pub(super) struct World {
     asked: Vec<Asked>,
     answered: Vec<OpToken>,
     topics: BTreeMap<Topic, TopicState>,
-    /// Rooms that another instance cleared, which nobody has told yet.
-    cleared: Vec<Name>,
+    /// Rooms that another instance cleared and the generation that began, which nobody has told yet.
+    cleared: Vec<(Name, u64)>,
+    /// The generation of each membership that the store wrote last.
+    generations: BTreeMap<(Name, ConnectionId), u64>,
     messages: u32,
     /// Who got the event that is being delivered.
     delivered: Vec<(String, Vec<u32>)>,
@@ -171,6 +180,16 @@ pub(super) struct World {
     unknown_members: BTreeSet<(Name, ConnectionId)>,
     unknown_metadata: BTreeSet<ConnectionId>,
     unknown_topics: BTreeSet<Topic>,
+    /// Restorations that another one began behind.
+    superseded: BTreeSet<u32>,
+}
+
+impl Connection {
+    fn adopt(&mut self, document: &Document) {
+        if document.revision > self.document.revision {
+            self.document = document.clone();
+        }
+    }
 }
 
 impl World {
@@ -188,6 +207,7 @@ impl World {
             answered: Vec::new(),
             topics: BTreeMap::new(),
             cleared: Vec::new(),
+            generations: BTreeMap::new(),
             messages: 0,
             delivered: Vec::new(),
             owed: None,
@@ -195,6 +215,7 @@ impl World {
             unknown_members: BTreeSet::new(),
             unknown_metadata: BTreeSet::new(),
             unknown_topics: BTreeSet::new(),
+            superseded: BTreeSet::new(),
         };
         for place in 0..3 {
             world.open(place);
@@ -224,8 +245,8 @@ impl World {
                 self.instance.clear(&room, token);
             }
             Step::ClearElsewhere(room) => {
-                self.store.clear(&name(room));
-                self.cleared.push(name(room));
+                let generation = self.store.clear(&name(room));
+                self.cleared.push((name(room), generation));
             }
             Step::Close(place) => self.close(place),
             Step::EventAll(except) => {
@@ -256,8 +277,8 @@ impl World {
             Step::Message(channel) => self.message(&name(channel)),
             Step::NoticeCleared => {
                 if !self.cleared.is_empty() {
-                    let room = self.cleared.remove(0);
-                    self.notice_cleared(&room);
+                    let (room, generation) = self.cleared.remove(0);
+                    self.notice_cleared(&room, generation);
                 }
             }
             Step::Open(place) => {
@@ -265,6 +286,12 @@ impl World {
                     self.open(place);
                 }
             }
+            Step::RemoveElsewhere(place, room) => {
+                // Only while it is out of reach nobody tells the shard.
+                self.store.remove(&name(room), &id(self.places[place]));
+                self.restore(false);
+            }
+            Step::Restore(lost) => self.restore(lost),
             Step::SetMetadata(place, value) => {
                 let of = self.places[place];
                 let token = self.request(Request::Metadata(of));
@@ -273,8 +300,9 @@ impl World {
             }
             Step::SetMetadataElsewhere(place, value) => {
                 let id = id(self.places[place]);
-                if self.store.set(&id, &json(value)).is_some() {
-                    self.instance.handle_metadata_changed(&id);
+                if let Some(document) = self.store.set(&id, &json(value)) {
+                    self.connection(number(&id)).adopt(&document);
+                    self.instance.handle_metadata_changed(&id, document);
                 }
             }
             Step::Subscribe(place, channel, limit) => {
@@ -302,15 +330,15 @@ impl World {
 
     /// Answers everything. Then shard and store agree, as far as the store told the truth.
     pub(super) fn converge(&mut self) {
-        for room in std::mem::take(&mut self.cleared) {
-            self.notice_cleared(&room);
+        for (room, generation) in std::mem::take(&mut self.cleared) {
+            self.notice_cleared(&room, generation);
         }
         self.answer_all();
         assert!(self.requests.is_empty(), "unanswered: {:?}", self.requests);
         let (mut local, mut topics) = (BTreeSet::new(), BTreeSet::new());
         for of in self.with(|connection| !connection.gone) {
             let connection = &self.connections[&of];
-            for room in &connection.rooms {
+            for room in connection.rooms.keys() {
                 local.insert((room.clone(), id(of)));
                 topics.insert(Topic::Room(room.clone()));
             }
@@ -320,7 +348,7 @@ impl World {
             if !unknown.iter().any(|unknown| unknown.contains(&id(of))) {
                 let metadata = self.instance.metadata(&id(of)).flatten();
                 assert_eq!(
-                    self.store.connections[&id(of)],
+                    self.store.connections[&id(of)].json,
                     metadata,
                     "metadata of {of}"
                 );
@@ -348,6 +376,64 @@ impl World {
         assert_eq!(stored, wanted, "topics in the store");
     }
 
+    /// After an outage without a fault behind it nothing is unknown: shard and store agree, whatever went wrong before.
+    pub(super) fn agree(&mut self) {
+        self.converge();
+        self.restore(false);
+        self.settle();
+        self.answer_all();
+        let (mut members, mut connections) = (BTreeSet::new(), BTreeMap::new());
+        for of in self.with(|connection| !connection.gone) {
+            let connection = &self.connections[&of];
+            members.extend(connection.rooms.keys().map(|room| (room.clone(), id(of))));
+            connections.insert(id(of), connection.document.clone());
+        }
+        assert_eq!(self.store.members, members);
+        assert_eq!(self.store.connections, connections);
+        for unknown in [&mut self.unknown_connections, &mut self.unknown_metadata] {
+            unknown.clear();
+        }
+        self.unknown_members.clear();
+    }
+
+    /// What was under way fails, now or later, and takes no effect any more; what others told meanwhile is lost.
+    fn restore(&mut self, lost: bool) {
+        for asked in &mut self.asked {
+            asked.dead = true;
+        }
+        self.cleared.clear();
+        self.store.come_back(lost);
+        // What another instance changed unheard shows only in what the store answers.
+        for of in self.connections.keys() {
+            for room in [name(0), name(1)] {
+                self.unknown_members.insert((room, id(*of)));
+            }
+            self.unknown_connections.insert(id(*of));
+        }
+        let gone = self
+            .requests
+            .iter()
+            .filter(|(_, one)| **one == Request::Restore);
+        let gone: Vec<u32> = gone.map(|(token, _)| *token).collect();
+        self.superseded.extend(gone);
+        let token = self.request(Request::Restore);
+        self.instance
+            .handle_restored(|channel| TextFrame::new(&format!("gap {channel}")), token);
+    }
+
+    /// A room is in this generation, so whoever is here of an older one is out.
+    fn learn_generation(&mut self, room: &Name, generation: u64) {
+        for connection in self.connections.values_mut() {
+            if connection
+                .rooms
+                .get(room)
+                .is_some_and(|of| *of < generation)
+            {
+                connection.rooms.remove(room);
+            }
+        }
+    }
+
     /// Nothing and nobody is remembered.
     pub(super) fn everybody_leaves(&mut self) {
         for place in 0..3 {
@@ -364,7 +450,9 @@ impl World {
     fn open(&mut self, place: usize) {
         let of = u32::try_from(self.connections.len()).unwrap() + 1;
         self.places[place] = of;
-        self.connections.insert(of, Connection::default());
+        let mut connection = Connection::default();
+        connection.document.revision = 1;
+        self.connections.insert(of, connection);
         let token = self.request(Request::Open(of));
         self.instance.handle_open(&id(of), of, None, token);
         self.settle();
@@ -406,7 +494,7 @@ impl World {
 
     fn event_room(&mut self, room: &Name, except: usize) {
         let (frame, except) = (self.frame(), self.except(except));
-        let members = self.with(|connection| connection.rooms.contains(room));
+        let members = self.with(|connection| connection.rooms.contains_key(room));
         let ends = |of: u32| {
             let end = |request: &Request| {
                 *request == Request::Leave(of, room.clone())
@@ -452,13 +540,9 @@ impl World {
         self.check_delivered(&frame, &subscribers, &subscribers, &[]);
     }
 
-    fn notice_cleared(&mut self, room: &Name) {
-        for of in self.with(|connection| connection.rooms.contains(room)) {
-            // Did they join before or after the clearing? The shard takes it for before.
-            self.unknown_members.insert((room.clone(), id(of)));
-            self.connection(of).rooms.remove(room);
-        }
-        self.instance.handle_room_cleared(room);
+    fn notice_cleared(&mut self, room: &Name, generation: u64) {
+        self.learn_generation(room, generation);
+        self.instance.handle_room_cleared(room, generation);
         self.settle();
     }
 
@@ -495,8 +579,18 @@ impl World {
     }
 
     fn execute(&mut self, at: usize) {
+        // What concerns the same connection or room takes effect in the order of asking; the machine sees to it everywhere else.
+        for earlier in 0..at {
+            if matches!(self.asked[earlier].op, Op::Restore { .. }) {
+                self.execute_one(earlier);
+            }
+        }
+        self.execute_one(at);
+    }
+
+    fn execute_one(&mut self, at: usize) {
         let asked = &mut self.asked[at];
-        if asked.executed.is_none() {
+        if asked.executed.is_none() && !asked.dead {
             asked.executed = Some(self.store.execute(&asked.op));
         }
     }
@@ -509,9 +603,10 @@ impl World {
             token,
             op,
             executed,
+            dead,
         } = self.asked.remove(at);
         let result = match (answer, executed) {
-            (Answer::Ok, Some(result)) => result,
+            (Answer::Ok, Some(result)) if !dead => result,
             _ => Err(unavailable()),
         };
         self.answered.push(token);
@@ -533,6 +628,10 @@ impl World {
         match op {
             Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
                 let member = (room.clone(), connection.clone());
+                if let Ok(Reply::Joined { generation, .. }) = result {
+                    self.generations.insert(member.clone(), *generation);
+                    self.learn_generation(room, *generation);
+                }
                 set(&mut self.unknown_members, member, !known);
             }
             Op::ClearRoom { room } => {
@@ -547,13 +646,8 @@ impl World {
             | Op::ConnectionMetadata { connection } => {
                 set(&mut self.unknown_metadata, connection.clone(), !known);
                 let of = number(connection);
-                match result {
-                    Ok(Reply::Changed(Some(json)) | Reply::Metadata(Some(json))) => {
-                        self.connection(of).metadata =
-                            Some(json.clone()).filter(|json| &**json != "null");
-                    }
-                    Ok(Reply::Metadata(None)) => self.connection(of).metadata = None,
-                    _ => {}
+                if let Ok(Reply::Changed(Some(document)) | Reply::Document(document)) = result {
+                    self.connection(of).adopt(document);
                 }
             }
             Op::Subscribe { topics } | Op::Unsubscribe { topics } => {
@@ -564,6 +658,16 @@ impl World {
                     self.topics.remove(&topic);
                 }
                 set(&mut self.unknown_topics, topic, !known);
+            }
+            Op::Restore { .. } => {
+                if let Ok(Reply::Restored { changed, ended }) = result {
+                    for (id, document) in changed {
+                        self.connection(number(id)).adopt(document);
+                    }
+                    for (room, id) in ended {
+                        self.connection(number(id)).rooms.remove(room);
+                    }
+                }
             }
             _ => {}
         }
@@ -585,7 +689,14 @@ impl World {
                     self.completes(token, result);
                     continue;
                 }
+                Action::Deliver { frame, .. } if frame.text().starts_with("gap") => {}
                 Action::Deliver { to, except, frame } => self.delivers(&to, &except, &frame),
+                Action::Left { connection, .. } => {
+                    // It took a place, which was given back right before.
+                    let released = format!("Release({})", number(&connection));
+                    assert_eq!(self.log[self.log.len() - 2], released);
+                    continue;
+                }
                 Action::Release(of) => self.connection(of).released += 1,
             }
             self.expect_nothing_owed();

@@ -1,0 +1,142 @@
+//! What another instance is asked to do for a connection of its own, and the word that it is done.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_channel::oneshot;
+use futures_util::future::{Either, select};
+
+use super::{ServerError, server::Inner};
+use crate::{
+    backend::{BackendError, ConnectionId, InstanceId, Op, Reply, Topic},
+    relay::Relay,
+};
+
+/// How long another instance may take to say that it is done. One that died is cleaned up later than that, and one that lost the backend
+/// cannot say anything.
+const CONFIRM_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The requests of this instance that are not confirmed.
+#[derive(Debug, Default)]
+pub(super) struct Confirmations(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+impl Confirmations {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self) -> (Confirming<'_>, oneshot::Receiver<()>) {
+        let (sender, confirmed) = oneshot::channel();
+        let mut state = self.state();
+        state.last += 1;
+        let number = state.last;
+        state.waiting.insert(number, sender);
+        let all = self;
+        (Confirming { all, number }, confirmed)
+    }
+
+    /// Another instance says that it is done.
+    pub(super) fn confirm(&self, number: u64) {
+        let waiting = self.state().waiting.remove(&number);
+        if let Some(waiting) = waiting {
+            // Whoever asked may have gone meanwhile.
+            let _ = waiting.send(());
+        }
+    }
+}
+
+/// A request that is forgotten with whoever waits for it.
+struct Confirming<'a> {
+    all: &'a Confirmations,
+    number: u64,
+}
+
+impl Drop for Confirming<'_> {
+    fn drop(&mut self) {
+        self.all.state().waiting.remove(&self.number);
+    }
+}
+
+impl Inner {
+    /// Another instance that may hold this connection.
+    pub(super) fn elsewhere(&self, id: &ConnectionId) -> Option<InstanceId> {
+        id.instance().filter(|owner| *owner != self.instance_id)
+    }
+
+    /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist.
+    pub(super) async fn tell_owner(
+        self: &Arc<Self>,
+        id: &ConnectionId,
+        relay: Relay,
+    ) -> Result<(), ServerError> {
+        let Some(owner) = self.elsewhere(id) else {
+            return Ok(());
+        };
+        let connection = id.clone();
+        let Reply::Document(document) = self.ask(Op::ConnectionMetadata { connection }).await?
+        else {
+            return Ok(());
+        };
+        if document.revision == 0 {
+            return Ok(());
+        }
+        self.tell(owner, relay).await
+    }
+
+    /// Has another instance do something, and waits until it is done.
+    pub(super) async fn tell(
+        self: &Arc<Self>,
+        instance: InstanceId,
+        relay: Relay,
+    ) -> Result<(), ServerError> {
+        let (confirming, confirmed) = self.confirmations.begin();
+        let relay = Relay::Request {
+            number: confirming.number,
+            from: self.instance_id.clone(),
+            relay: Box::new(relay),
+        };
+        self.publish(Topic::Instance(instance), &relay).await?;
+        let deadline = self.runtime.now() + CONFIRM_TIME_MAX;
+        match select(confirmed, self.runtime.sleep_until(deadline)).await {
+            Either::Left(_) => Ok(()),
+            Either::Right(_) => {
+                let silent = "the connection's instance does not answer".to_owned();
+                Err(BackendError::Unavailable(silent).into())
+            }
+        }
+    }
+
+    /// Does what another instance asks for, and says so. The notices behind this one do not wait for it.
+    pub(super) fn handle_request(self: &Arc<Self>, number: u64, from: InstanceId, relay: Relay) {
+        let server = Arc::clone(self);
+        self.runtime.spawn(Box::pin(async move {
+            let topic = Topic::Instance(server.instance_id.clone());
+            server.handle_relay(topic, relay).await;
+            let done = Relay::Done { number };
+            if let Err(error) = server.publish(Topic::Instance(from), &done).await {
+                tracing::debug!(%error, "an instance was not told that its request is done");
+            }
+        }));
+    }
+
+    /// Publishes a message to other instances.
+    pub(super) async fn publish(
+        self: &Arc<Self>,
+        topic: Topic,
+        relay: &Relay,
+    ) -> Result<(), ServerError> {
+        let message = relay.encode();
+        self.fits(message.len())?;
+        self.ask(Op::Publish { topic, message }).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! The backend goes and comes back, and what other instances are asked to do.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::json;
+
+use crate::{
+    backend::{ConnectionId, MemoryCluster, Notice},
+    driver::{
+        CloseCode, Membership, MeshServer, RoomLeave, ServerError,
+        testkit::{Client, Mood, Moody, Sim},
+    },
+};
+
+macro_rules! on {
+    ($world:expr, $server:ident, |$name:ident| $body:expr) => {{
+        let $name = $world.$server.clone();
+        $world.sim.wait(async move { $body.await })
+    }};
+}
+
+/// A server whose backend can be lost, with one client, and another on the same cluster.
+struct World {
+    sim: Sim,
+    one: MeshServer,
+    two: MeshServer,
+    mood: Mood,
+    /// Of `one`.
+    ann: Client,
+    /// What ended, on `one`.
+    left: Arc<Mutex<Vec<String>>>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+        let (backend, mood) = Moody::new(&cluster);
+        let left = Arc::new(Mutex::new(Vec::new()));
+        let leaves = Arc::clone(&left);
+        let told = move |leave: RoomLeave| {
+            let leaves = Arc::clone(&leaves);
+            async move {
+                let told = format!("{} {:?}", leave.room, leave.reason);
+                leaves.lock().unwrap().push(told);
+            }
+        };
+        let builder = MeshServer::builder().backend(backend);
+        let one = sim.build(builder.on_room_leave(told));
+        let two = sim.build(MeshServer::builder().backend(cluster.backend()));
+        for server in [&one, &two] {
+            server.expose_channel("c");
+            server.expose_room("r");
+        }
+        let ann = sim.connect(&one);
+        Self {
+            sim,
+            one,
+            two,
+            mood,
+            ann,
+            left,
+        }
+    }
+
+    fn members(&self, room: &'static str) -> Vec<ConnectionId> {
+        on!(self, two, |s| s.room_members(room)).unwrap()
+    }
+
+    fn take_left(&self) -> Vec<String> {
+        self.sim.run();
+        std::mem::take(&mut *self.left.lock().unwrap())
+    }
+}
+
+#[test]
+fn what_needs_no_backend_goes_on_and_the_rest_says_so() {
+    let mut world = World::new();
+    world.ann.call("mesh/join-room", json!({"roomName": "r"}));
+    world.mood.lose();
+    world.sim.run();
+    assert!(world.one.health().is_degraded);
+    assert_eq!(world.ann.call("mesh/noop", json!({})), true);
+    let join = json!({"roomName": "r"});
+    assert_eq!(world.ann.code("mesh/join-room", join), "EUNAVAILABLE");
+    for sent in [
+        on!(world, one, |s| s.broadcast("all", 1)),
+        on!(world, one, |s| s.broadcast_room("r", "room", 2)),
+    ] {
+        assert!(matches!(sent, Err(ServerError::LocalOnly(_))), "{sent:?}");
+    }
+    world.sim.run();
+    assert_eq!(world.ann.events(), ["all 1", "room 2"]);
+    world.mood.restore();
+    world.sim.run();
+    assert!(!world.one.health().is_degraded);
+    assert_eq!(on!(world, one, |s| s.broadcast("all", 3)), Ok(()));
+}
+
+#[test]
+fn whoever_connects_meanwhile_is_registered_on_return() {
+    let world = World::new();
+    world.mood.lose();
+    let mut bob = world.sim.connect(&world.one);
+    assert_eq!(bob.call("mesh/noop", json!({})), true);
+    let all = |world: &World| on!(world, two, |s| s.connections().ids()).unwrap().len();
+    assert_eq!(all(&world), 1);
+    world.mood.restore();
+    world.sim.run();
+    assert_eq!(all(&world), 2);
+    let joined = bob.call("mesh/join-room", json!({"roomName": "r"}));
+    assert_eq!(joined["success"], true);
+}
+
+#[test]
+fn subscribers_are_told_of_the_gap_and_everything_is_stated_before_it_is_settled() {
+    let mut world = World::new();
+    world.ann.call("mesh/join-room", json!({"roomName": "r"}));
+    world
+        .ann
+        .call("mesh/subscribe-channel", json!({"channel": "c"}));
+    world.mood.lose();
+    world.sim.run();
+    world.mood.take_asked();
+    world.mood.restore();
+    world.sim.run();
+    assert_eq!(world.mood.take_asked(), ["Restore", "Restore", "Settle"]);
+    let gap = r#"mesh/gap {"channel":"c"}"#;
+    assert_eq!(world.ann.events(), [gap]);
+    assert_eq!(world.members("r").len(), 1);
+    assert!(world.take_left().is_empty());
+}
+
+#[test]
+fn a_restoration_that_fails_settles_nothing_and_the_next_return_begins_anew() {
+    let world = World::new();
+    world.mood.failing.lock().unwrap().push("Restore");
+    world.mood.restore();
+    world.sim.run();
+    assert_eq!(world.mood.take_asked().last().unwrap(), "Restore");
+    world.mood.failing.lock().unwrap().clear();
+    world.mood.restore();
+    world.sim.run();
+    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+}
+
+#[test]
+fn what_was_ended_elsewhere_meanwhile_is_ended_here_on_return() {
+    let mut world = World::new();
+    world.ann.call("mesh/join-room", json!({"roomName": "r"}));
+    let ann = ConnectionId::new(world.ann.id.as_str());
+    on!(world, one, |s| s.add_to_room("q", ann)).unwrap();
+    world.mood.lose();
+    // Nobody tells: what is published does not arrive either.
+    world.mood.deaf(true);
+    on!(world, two, |s| s.clear_room("r")).unwrap();
+    let ann = ConnectionId::new(world.ann.id.as_str());
+    let removed = world.sim.start({
+        let (s, ann) = (world.two.clone(), ann.clone());
+        async move { s.remove_from_room("q", ann).await }
+    });
+    let changed = world.sim.start({
+        let s = world.two.clone();
+        async move { s.connections().set_metadata(ann, &7).await }
+    });
+    world.sim.advance(Duration::from_secs(5));
+    for silent in [removed.take().unwrap().map(drop), changed.take().unwrap()] {
+        let told = silent.unwrap_err().to_string();
+        assert!(told.contains("does not answer"), "{told}");
+    }
+    world.mood.deaf(false);
+    world.mood.restore();
+    world.sim.run();
+    let mut left = world.take_left();
+    left.sort();
+    assert_eq!(left, ["q Left", "r Left"]);
+    assert_eq!(world.members("r"), []);
+    on!(world, two, |s| s.broadcast_room("r", "hi", 1)).unwrap();
+    world.sim.run();
+    assert_eq!(world.ann.events(), [""; 0]);
+    let ann = ConnectionId::new(world.ann.id.as_str());
+    let metadata = on!(world, one, |s| s.connections().metadata::<u8>(ann));
+    assert_eq!(metadata, Ok(Some(7)));
+}
+
+#[test]
+fn what_another_instance_does_for_its_connection_is_done_when_the_call_returns() {
+    let mut world = World::new();
+    world.ann.call("mesh/join-room", json!({"roomName": "r"}));
+    world
+        .ann
+        .call("mesh/subscribe-channel", json!({"channel": "c"}));
+    let ann = || ConnectionId::new(world.ann.id.as_str());
+    let id = ann();
+    on!(world, two, |s| s.connections().set_metadata(id, &7)).unwrap();
+    // Not a step of the simulation more: it is done.
+    let local = world.one.connections().local(ann()).unwrap();
+    let metadata = world.sim.wait(async move { local.metadata::<u8>().await });
+    assert_eq!(metadata, Ok(Some(7)));
+    let (id, channel) = (ann(), Membership::Channel("c".into()));
+    on!(world, two, |s| s.revoke(id, channel)).unwrap();
+    on!(world, two, |s| s.publish_to_channel("c", "hi", 0)).unwrap();
+    let id = ann();
+    on!(world, two, |s| s.remove_from_all_rooms(id)).unwrap();
+    assert_eq!(*world.left.lock().unwrap(), ["r Left"]);
+    let id = ann();
+    let closing = CloseCode::POLICY_VIOLATION;
+    on!(world, two, |s| s.disconnect(id, closing, "bye")).unwrap();
+    assert!(
+        world
+            .one
+            .connections()
+            .local(ann())
+            .is_none_or(|ann| !ann.is_open())
+    );
+    world.sim.run();
+    assert_eq!(world.ann.events(), [""; 0]);
+    assert_eq!(world.ann.close_code(), Some(1008));
+}
+
+#[test]
+fn nobody_waits_for_a_connection_that_does_not_exist() {
+    let world = World::new();
+    let nobody = format!("{}.gone", world.one.instance_id());
+    let id = nobody.clone();
+    let closed = on!(world, two, |s| s.disconnect(id, CloseCode::NORMAL, ""));
+    assert_eq!(closed, Ok(()));
+    let nowhere = on!(world, two, |s| s.recheck_guards(nobody));
+    assert_eq!(nowhere, Ok(()));
+}
+
+#[test]
+fn each_membership_that_is_over_is_told_once_with_its_reason() {
+    let mut world = World::new();
+    let room = json!({"roomName": "r"});
+    world.ann.call("mesh/join-room", room.clone());
+    world.ann.call("mesh/leave-room", room.clone());
+    assert_eq!(world.take_left(), ["r Left"]);
+    world.ann.call("mesh/join-room", room.clone());
+    on!(world, two, |s| s.clear_room("r")).unwrap();
+    assert_eq!(world.take_left(), ["r Cleared"]);
+    world.ann.call("mesh/join-room", room);
+    world.ann.close();
+    assert_eq!(world.take_left(), ["r Disconnected"]);
+    let dead = vec![("q".into(), ConnectionId::new("dead.1"))];
+    world.mood.tell(Notice::RoomsLeft(dead));
+    assert_eq!(world.take_left(), ["q InstanceLost"]);
+}
