@@ -1,0 +1,335 @@
+//! The two connections of one epoch, and what their errors mean.
+
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+};
+
+use futures_channel::oneshot;
+use futures_util::{
+    FutureExt as _,
+    future::{Either, Shared, join_all, select, try_join},
+};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, RedisError, ServerErrorKind, Value,
+    aio::MultiplexedConnection,
+};
+
+use crate::{
+    ConnectError,
+    config::Config,
+    decode,
+    keys::Incarnation,
+    scripts::{self, Script},
+    subscriptions::TOPICS_PER_COMMAND,
+};
+
+/// How many commands wait for the connection's task before their senders do.
+const COMMANDS_WAITING: usize = 1_024;
+
+/// How many bytes a connection gathers before it writes.
+const BYTES_GATHERED: usize = 64 << 10;
+
+/// A command failed.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Failure {
+    /// The store holds this incarnation for dead.
+    Dead,
+    /// The way to the store, or the store itself, is not usable.
+    Lost(String),
+    /// The store works, and refuses the command.
+    Refused(String),
+}
+
+/// Where commands go.
+#[derive(Clone)]
+enum Commands {
+    Single(MultiplexedConnection),
+    #[cfg(feature = "cluster")]
+    Cluster(redis::cluster_async::ClusterConnection),
+}
+
+impl Commands {
+    async fn send(&mut self, cmd: &Cmd) -> Result<Value, RedisError> {
+        let value = match self {
+            Self::Single(connection) => connection.send_packed_command(cmd).await?,
+            #[cfg(feature = "cluster")]
+            Self::Cluster(connection) => {
+                use redis::aio::ConnectionLike as _;
+                connection.req_packed_command(cmd).await?
+            }
+        };
+        value.extract_error()
+    }
+
+    /// A `PUBLISH` goes to one node for each channel, so that a channel keeps its order.
+    async fn publish(&mut self, channel: &str, message: &[u8]) -> Result<Value, RedisError> {
+        let mut cmd = redis::cmd("PUBLISH");
+        cmd.arg(channel).arg(message);
+        match self {
+            Self::Single(_) => self.send(&cmd).await,
+            #[cfg(feature = "cluster")]
+            Self::Cluster(connection) => {
+                use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+                let route = Route::with_key(channel, SlotAddr::Master);
+                let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
+                connection
+                    .route_command(cmd, routing)
+                    .await?
+                    .extract_error()
+            }
+        }
+    }
+}
+
+/// What drops with the session: whoever waits for an answer is told.
+type Ended = Shared<oneshot::Receiver<()>>;
+
+/// The connections of one epoch.
+pub(crate) struct Session {
+    pub(crate) epoch: u64,
+    /// Set by the registration.
+    pub(crate) incarnation: OnceLock<Incarnation>,
+    commands: Commands,
+    subscriptions: MultiplexedConnection,
+    ended: Ended,
+    /// Taken to end it.
+    end: std::sync::Mutex<Option<oneshot::Sender<()>>>,
+}
+
+impl Session {
+    /// Opens both connections, checks the server and brings it the scripts.
+    pub(crate) async fn open(
+        config: &Config,
+        epoch: u64,
+        push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
+    ) -> Result<Self, ConnectError> {
+        // Another seed with each attempt.
+        let node = &config.nodes[epoch as usize % config.nodes.len()];
+        let refused = |error: RedisError| connect_error(config, &error);
+        let client = Client::open(node.clone()).map_err(refused)?;
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(config.connect_timeout))
+            // Pings vouch for every answer: replies come in order.
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(COMMANDS_WAITING)
+            .set_write_backpressure_boundary(BYTES_GATHERED)
+            .set_push_sender(move |info| {
+                push(info);
+                Ok::<(), redis::aio::SendError>(())
+            });
+        let subscriptions = client.get_multiplexed_async_connection_with_config(&settings);
+        let commands = Self::open_commands(config, &client, &settings);
+        let (subscriptions, commands) = try_join(subscriptions, commands).await.map_err(refused)?;
+
+        let (end, ended) = oneshot::channel();
+        let session = Self {
+            epoch,
+            incarnation: OnceLock::new(),
+            commands,
+            subscriptions,
+            ended: ended.shared(),
+            end: std::sync::Mutex::new(Some(end)),
+        };
+        session
+            .check_version()
+            .await
+            .map_err(|failure| match failure {
+                Ok(found) => ConnectError::Version { found },
+                Err(error) => refused(error),
+            })?;
+        session.load_scripts().await.map_err(refused)?;
+        Ok(session)
+    }
+
+    async fn open_commands(
+        config: &Config,
+        client: &Client,
+        settings: &AsyncConnectionConfig,
+    ) -> Result<Commands, RedisError> {
+        #[cfg(feature = "cluster")]
+        if config.cluster {
+            let client = redis::cluster::ClusterClientBuilder::new(config.nodes.clone())
+                .use_protocol(redis::ProtocolVersion::RESP3)
+                .connection_timeout(config.connect_timeout)
+                .response_timeout(config.response_timeout)
+                // Enough to follow a slot that moved, and too few to hide a failure.
+                .retries(2)
+                .min_retry_wait(10)
+                .max_retry_wait(200)
+                .build()?;
+            return Ok(Commands::Cluster(client.get_async_connection().await?));
+        }
+        debug_assert!(!config.cluster);
+        Ok(Commands::Single(
+            client
+                .get_multiplexed_async_connection_with_config(settings)
+                .await?,
+        ))
+    }
+
+    async fn check_version(&self) -> Result<(), Result<String, RedisError>> {
+        let mut cmd = redis::cmd("INFO");
+        cmd.arg("server");
+        let mut connection = self.subscriptions.clone();
+        let value = connection
+            .send_packed_command(&cmd)
+            .await
+            .and_then(Value::extract_error)
+            .map_err(Err)?;
+        let text = decode::string(value).unwrap_or_default();
+        let version = text
+            .lines()
+            .find_map(|line| line.strip_prefix("redis_version:"));
+        let version = version.unwrap_or("of an unknown version").trim();
+        let major = version
+            .split('.')
+            .next()
+            .and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major >= 7) {
+            Ok(())
+        } else {
+            Err(Ok(version.to_owned()))
+        }
+    }
+
+    async fn load_scripts(&self) -> Result<(), RedisError> {
+        let loads = scripts::all().into_iter().map(|script| {
+            let mut commands = self.commands.clone();
+            async move { commands.send(&script.load()).await }
+        });
+        join_all(loads)
+            .await
+            .into_iter()
+            .try_for_each(|result| result.map(drop))
+    }
+
+    /// Sends a command and waits for its answer, or the session's end.
+    pub(crate) async fn send(&self, cmd: &Cmd) -> Result<Value, Failure> {
+        let mut commands = self.commands.clone();
+        let result = self.until_end(commands.send(cmd)).await?;
+        match result {
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                // The server forgot its scripts: they were flushed, or a replica took over.
+                let whole = Script::call_whole(cmd).ok_or_else(|| failure(&error))?;
+                let result = self.until_end(commands.send(&whole)).await?;
+                result.map_err(|error| failure(&error))
+            }
+            result => result.map_err(|error| failure(&error)),
+        }
+    }
+
+    pub(crate) async fn publish(&self, channel: &str, message: &[u8]) -> Result<Value, Failure> {
+        let mut commands = self.commands.clone();
+        let result = self.until_end(commands.publish(channel, message)).await?;
+        result.map_err(|error| failure(&error))
+    }
+
+    /// Subscribes, in commands of a bounded size; everything is in force then.
+    pub(crate) async fn subscribe(&self, names: &[String]) -> Result<(), Failure> {
+        let work = names.chunks(TOPICS_PER_COMMAND).map(|names| {
+            let mut connection = self.subscriptions.clone();
+            async move { connection.subscribe(names).await }
+        });
+        self.all(join_all(work)).await
+    }
+
+    pub(crate) async fn unsubscribe(&self, names: &[String]) -> Result<(), Failure> {
+        let work = names.chunks(TOPICS_PER_COMMAND).map(|names| {
+            let mut connection = self.subscriptions.clone();
+            async move { connection.unsubscribe(names).await }
+        });
+        self.all(join_all(work)).await
+    }
+
+    async fn all(
+        &self,
+        work: impl Future<Output = Vec<Result<(), RedisError>>>,
+    ) -> Result<(), Failure> {
+        let results = self.until_end(work).await?;
+        results
+            .into_iter()
+            .try_for_each(|result| result.map_err(|error| failure(&error)))
+    }
+
+    /// Asks both connections for a sign of life.
+    pub(crate) async fn ping(&self) -> Result<(), Failure> {
+        let ping = redis::cmd("PING");
+        let (mut commands, mut subscriptions) = (self.commands.clone(), self.subscriptions.clone());
+        let both = try_join(commands.send(&ping), async {
+            subscriptions
+                .send_packed_command(&ping)
+                .await?
+                .extract_error()
+        });
+        self.until_end(both)
+            .await?
+            .map(drop)
+            .map_err(|error| failure(&error))
+    }
+
+    /// Fails everything that waits, and lets go of the connections with it.
+    pub(crate) fn end(&self) {
+        drop(crate::lock(&self.end).take());
+    }
+
+    async fn until_end<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
+        match select(pin!(work), self.ended.clone()).await {
+            Either::Left((output, _)) => Ok(output),
+            Either::Right(_) => Err(Failure::Lost("the connection to Redis was lost".to_owned())),
+        }
+    }
+
+    /// Waits for `work`, or the session's end.
+    pub(crate) async fn or_end<T>(&self, work: impl Future<Output = T> + Unpin) -> Option<T> {
+        match select(work, self.ended.clone()).await {
+            Either::Left((output, _)) => Some(output),
+            Either::Right(_) => None,
+        }
+    }
+}
+
+/// Sessions are shared by all that is under way.
+pub(crate) type SharedSession = Arc<Session>;
+
+/// What an error says about the store.
+pub(crate) fn failure(error: &RedisError) -> Failure {
+    let text = error.to_string();
+    match error.kind() {
+        ErrorKind::Server(
+            ServerErrorKind::CrossSlot
+            | ServerErrorKind::ExecAbort
+            | ServerErrorKind::NoPerm
+            | ServerErrorKind::NoScript
+            | ServerErrorKind::NoSub
+            | ServerErrorKind::NotBusy
+            | ServerErrorKind::ResponseError,
+        ) => Failure::Refused(text),
+        ErrorKind::Extension => match error.code() {
+            Some("MESHDEAD") => Failure::Dead,
+            // The store answers, and does nothing.
+            Some(
+                "BUSY" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "OOM" | "UNKILLABLE" | "WRONGPASS",
+            ) => Failure::Lost(text),
+            _ => Failure::Refused(text),
+        },
+        _ => Failure::Lost(text),
+    }
+}
+
+fn connect_error(config: &Config, error: &RedisError) -> ConnectError {
+    match error.kind() {
+        ErrorKind::AuthenticationFailed => ConnectError::Authentication(error.to_string()),
+        ErrorKind::InvalidClientConfig => ConnectError::Config(error.to_string()),
+        ErrorKind::RESP3NotSupported => ConnectError::Version {
+            found: "older than 6.0".to_owned(),
+        },
+        _ if matches!(error.code(), Some("WRONGPASS" | "NOAUTH")) => {
+            ConnectError::Authentication(error.to_string())
+        }
+        _ => ConnectError::Unreachable {
+            address: config.address(),
+            reason: error.to_string(),
+        },
+    }
+}

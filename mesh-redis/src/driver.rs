@@ -1,0 +1,369 @@
+//! Carries out what the [`Link`] orders: one task for each backend.
+
+use std::{
+    pin::pin,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use futures_channel::{mpsc, oneshot};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use mesh_core::backend::Notice;
+
+use crate::{
+    ConnectError,
+    connection::{Session, SharedSession},
+    instances::{self, Beat},
+    link::{Link, LinkAction},
+    runtime,
+    shared::Shared,
+    stats::Counters,
+    subscriptions::Order,
+};
+
+/// What the driver hears of.
+pub(crate) enum Event {
+    /// The instance closes.
+    Close,
+    Connected {
+        epoch: u64,
+        result: Result<SharedSession, ConnectError>,
+    },
+    /// A session failed.
+    Failed {
+        epoch: u64,
+        reason: String,
+    },
+    Heartbeat {
+        epoch: u64,
+        beat: Beat,
+    },
+    /// The orders are carried out, or cannot be.
+    Ordered,
+    Orders(Vec<Order>),
+    Pong {
+        epoch: u64,
+        round_trip: Duration,
+    },
+    /// Nothing that the link wants to know.
+    Quiet,
+    Registered {
+        epoch: u64,
+        result: Result<Option<bool>, ConnectError>,
+    },
+    Resubscribed {
+        epoch: u64,
+        result: Result<Vec<String>, String>,
+    },
+}
+
+type Work = FuturesUnordered<BoxFuture<'static, Event>>;
+
+/// The task's own state.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    link: Link,
+    work: Work,
+    /// Orders are being carried out; the next ones wait.
+    ordering: bool,
+    /// The session that is not up yet.
+    session: Option<SharedSession>,
+    /// The topics that were taken again.
+    resubscribed: Vec<String>,
+    /// Told when the first attempt is over; `None` afterwards.
+    first: Option<oneshot::Sender<Result<(), ConnectError>>>,
+    lost_at: Option<Instant>,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        link: Link,
+        first: oneshot::Sender<Result<(), ConnectError>>,
+    ) -> Self {
+        Self {
+            shared,
+            link,
+            work: FuturesUnordered::new(),
+            ordering: false,
+            session: None,
+            resubscribed: Vec::new(),
+            first: Some(first),
+            lost_at: None,
+        }
+    }
+
+    /// Runs until the backend is dropped or closed.
+    pub(crate) async fn run(
+        mut self,
+        mut events: mpsc::UnboundedReceiver<Event>,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        dropped: oneshot::Receiver<()>,
+    ) {
+        let mut dropped = dropped.fuse();
+        loop {
+            while let Some(action) = self.link.poll_action() {
+                self.carry_out(action);
+            }
+            let event = {
+                let wait = self.link.poll_timeout();
+                let mut sleep = pin!(
+                    async move {
+                        match wait {
+                            Some(at) => {
+                                runtime::sleep(at.saturating_duration_since(Instant::now())).await;
+                            }
+                            None => std::future::pending().await,
+                        }
+                    }
+                    .fuse()
+                );
+                let ordering = self.ordering;
+                let mut order = pin!(
+                    async {
+                        if ordering {
+                            return std::future::pending().await;
+                        }
+                        orders.next().await
+                    }
+                    .fuse()
+                );
+                futures_util::select_biased! {
+                    _ = dropped => break,
+                    event = events.select_next_some() => event,
+                    event = self.work.select_next_some() => event,
+                    order = order => match order {
+                        Some(order) => Event::Orders(vec![order]),
+                        None => break,
+                    },
+                    () = sleep => Event::Quiet,
+                }
+            };
+            let event = match event {
+                Event::Close => break,
+                Event::Orders(mut waiting) => {
+                    while let Ok(order) = orders.try_recv() {
+                        waiting.push(order);
+                    }
+                    Event::Orders(waiting)
+                }
+                event => event,
+            };
+            self.handle(event);
+        }
+        // Whoever waits is told, and the connections go.
+        self.link.handle_close();
+        self.abandon();
+        self.shared
+            .set_session(Err("the backend is closed".to_owned()), None);
+        self.shared.mailbox.close();
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Close | Event::Quiet => {}
+            Event::Connected { epoch, result } => {
+                let result = result.map(|session| self.session = Some(session));
+                let result = self.judge(result);
+                self.link.handle_connected(epoch, result, now);
+            }
+            Event::Failed { epoch, reason } => self.link.handle_failure(epoch, &reason, now),
+            Event::Heartbeat { epoch, beat } => match beat {
+                Beat::Alive { next, claimed } => {
+                    self.link.handle_heartbeat(epoch, next, now);
+                    self.reap(claimed);
+                }
+                Beat::Dead => {
+                    let reason = "the store held this instance for dead";
+                    self.link.handle_failure(epoch, reason, now);
+                }
+                // It was told already, as that of an operation.
+                Beat::Failed => {}
+            },
+            Event::Ordered => self.ordering = false,
+            Event::Orders(orders) => self.order(orders),
+            Event::Pong { epoch, round_trip } => {
+                let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+                self.shared
+                    .counters
+                    .round_trip_micros
+                    .store(micros, Ordering::Relaxed);
+                self.link.handle_pong(epoch, now);
+                self.shared.topics.expire_echoes(now);
+            }
+            Event::Registered { epoch, result } => {
+                let result = self.judge(result);
+                self.link.handle_registered(epoch, result, now);
+            }
+            Event::Resubscribed { epoch, result } => {
+                let result = result.map(|names| self.resubscribed = names);
+                self.link.handle_resubscribed(epoch, result, now);
+            }
+        }
+        self.link.handle_timeout(now);
+    }
+
+    /// Tells the first attempt's failure to who waits for it, unless it is to be tried again.
+    fn judge<T>(&mut self, result: Result<T, ConnectError>) -> Result<T, String> {
+        result.map_err(|error| {
+            let reason = error.to_string();
+            if !(self.shared.config.wait && error.is_passing())
+                && let Some(first) = self.first.take()
+            {
+                let _ = first.send(Err(error));
+            } else {
+                tracing::debug!(%reason, "no way to Redis yet");
+            }
+            reason
+        })
+    }
+
+    fn carry_out(&mut self, action: LinkAction) {
+        let shared = Arc::clone(&self.shared);
+        match action {
+            LinkAction::Abandon => self.abandon(),
+            LinkAction::Connect { epoch } => self.work.push(Box::pin(async move {
+                let weak = Arc::downgrade(&shared);
+                let push = move |info| {
+                    if let Some(shared) = weak.upgrade() {
+                        shared.handle_push(epoch, info);
+                    }
+                };
+                let result = Session::open(&shared.config, epoch, push)
+                    .await
+                    .map(Arc::new);
+                Event::Connected { epoch, result }
+            })),
+            LinkAction::Heartbeat { epoch, may_reap } => self.work.push(Box::pin(async move {
+                let beat = instances::heartbeat(&shared, may_reap).await;
+                Event::Heartbeat { epoch, beat }
+            })),
+            LinkAction::Lost { reason } => {
+                shared.topics.lose();
+                shared.set_session(Err(reason.clone()), Some(Notice::Lost));
+                self.lost_at = Some(Instant::now());
+                tracing::warn!(%reason, "the way to Redis is lost");
+            }
+            LinkAction::Ping { epoch } => self.work.push(Box::pin(async move {
+                let sent = Instant::now();
+                let Ok(session) = shared.session() else {
+                    return Event::Quiet;
+                };
+                match session.ping().await {
+                    Ok(()) => Event::Pong {
+                        epoch,
+                        round_trip: sent.elapsed(),
+                    },
+                    Err(failure) => {
+                        shared.failed(&session, failure);
+                        Event::Quiet
+                    }
+                }
+            })),
+            LinkAction::Register { epoch } => {
+                let Some(session) = self.session.clone() else {
+                    return;
+                };
+                self.work.push(Box::pin(async move {
+                    let result = instances::register(&shared, &session).await;
+                    Event::Registered { epoch, result }
+                }));
+            }
+            LinkAction::Resubscribe { epoch } => {
+                let Some(session) = self.session.clone() else {
+                    return;
+                };
+                self.work.push(Box::pin(async move {
+                    let names = shared.topics.names();
+                    let result = session.subscribe(&names).await;
+                    let result = result
+                        .map(|()| names)
+                        .map_err(|failure| format!("{failure:?}"));
+                    Event::Resubscribed { epoch, result }
+                }));
+            }
+            LinkAction::Up {
+                data_kept, again, ..
+            } => self.up(data_kept, again),
+        }
+    }
+
+    fn up(&mut self, data_kept: Option<bool>, again: bool) {
+        let shared = &self.shared;
+        let Some(session) = self.session.take() else {
+            return;
+        };
+        let resubscribed = std::mem::take(&mut self.resubscribed);
+        let notice = again.then_some(Notice::Restored { data_kept });
+        shared.set_session(Ok(session), notice);
+        if again {
+            Counters::add(&shared.counters.reconnects, 1);
+            Counters::add(&shared.counters.resubscriptions, resubscribed.len() as u64);
+        }
+        // Given back while they were being taken again.
+        let names = shared.topics.unwanted(resubscribed);
+        if !names.is_empty() {
+            let done = oneshot::channel().0;
+            let _ = shared.orders.unbounded_send(Order { names, done });
+        }
+        if let Some(lost_at) = self.lost_at.take() {
+            let outage = lost_at.elapsed();
+            tracing::info!(?outage, ?data_kept, "the way to Redis is open again");
+        }
+        if let Some(first) = self.first.take() {
+            let _ = first.send(Ok(()));
+        }
+    }
+
+    fn abandon(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.end();
+        }
+    }
+
+    fn order(&mut self, orders: Vec<Order>) {
+        let shared = Arc::clone(&self.shared);
+        let Ok(session) = shared.session() else {
+            // Their senders drop, which fails them.
+            return;
+        };
+        self.ordering = true;
+        self.work.push(Box::pin(async move {
+            let names = orders.iter().flat_map(|order| &order.names);
+            let changes = shared.topics.changes(names);
+            let subscribe: Vec<_> = changes
+                .subscribe
+                .iter()
+                .map(|(name, _)| name.clone())
+                .collect();
+            let both = futures_util::future::try_join(
+                session.subscribe(&subscribe),
+                session.unsubscribe(&changes.unsubscribe),
+            );
+            match both.await {
+                Ok(_) => {
+                    shared.topics.confirm(&changes.subscribe);
+                    for order in orders {
+                        let _ = order.done.send(());
+                    }
+                }
+                Err(failure) => {
+                    shared.failed(&session, failure);
+                }
+            }
+            Event::Ordered
+        }));
+    }
+
+    /// Cleans up behind dead instances.
+    fn reap(&mut self, claimed: Vec<String>) {
+        for member in claimed {
+            let shared = Arc::clone(&self.shared);
+            self.work.push(Box::pin(async move {
+                instances::reap(&shared, &member).await;
+                Event::Quiet
+            }));
+        }
+    }
+}

@@ -1,0 +1,475 @@
+//! Leases: to register, to stay alive, to clean up behind those that are over.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
+use mesh_core::backend::{BackendError, ConnectionId, InstanceId, Name, Notice, Reply};
+use redis::Value;
+
+use crate::{
+    ConnectError,
+    connection::{Failure, Session, SharedSession},
+    decode,
+    keys::{Incarnation, Partition},
+    lock, random, scripts,
+    shared::{Identity, Shared, usage},
+    stats::Counters,
+};
+
+/// The format of the key space.
+const FORMAT: &str = "1";
+
+/// How long a tombstone stands, in seconds: tenfold longer than an operation can be under way.
+const TOMBSTONE_SECONDS: &str = "120";
+
+/// How many dead instances one heartbeat takes on.
+const REAPED_AT_ONCE: &str = "16";
+
+/// How many partitions are cleaned up side by side.
+const PARTITIONS_AT_ONCE: usize = 16;
+
+/// How many entries one page has, about.
+const PAGE: &str = "1000";
+
+/// How many entries one script gets at most.
+const ENTRIES_PER_SCRIPT: usize = 1_000;
+
+/// What came of a heartbeat.
+pub(crate) enum Beat {
+    Alive {
+        /// How long until another's lease or claim ends.
+        next: Option<Duration>,
+        /// Those that this instance is to clean up behind.
+        claimed: Vec<String>,
+    },
+    Dead,
+    Failed,
+}
+
+impl Shared {
+    fn lease_ms(&self) -> String {
+        self.config.lease.as_millis().to_string()
+    }
+
+    /// A claim lasts two leases, and every heartbeat renews it.
+    fn claim_ms(&self) -> String {
+        (self.config.lease * 2).as_millis().to_string()
+    }
+}
+
+/// What came of a registration.
+enum Registration {
+    Done { data_kept: Option<bool> },
+    Format(String),
+    Used,
+}
+
+/// Registers the instance after an outage, if it is open; before that only the key space is looked at.
+pub(crate) async fn register(
+    shared: &Arc<Shared>,
+    session: &Session,
+) -> Result<Option<bool>, ConnectError> {
+    let unreachable = |failure: Failure| ConnectError::Unreachable {
+        address: shared.config.address(),
+        reason: match failure {
+            Failure::Lost(reason) | Failure::Refused(reason) => reason,
+            Failure::Dead => "the incarnation is over".to_owned(),
+        },
+    };
+    let drawn = lock(&shared.identity).draw(random::bits());
+    let Some((instance, incarnation, previous)) = drawn else {
+        let mut cmd = redis::cmd("GET");
+        cmd.arg(shared.keys.format());
+        let found = session
+            .send(&cmd)
+            .await
+            .and_then(decode::maybe_text)
+            .map_err(unreachable)?;
+        return match found {
+            Some(found) if found != FORMAT => Err(format_error(found)),
+            _ => Ok(None),
+        };
+    };
+    let done = register_as(shared, session, &instance, &incarnation, &previous).await;
+    match done.map_err(unreachable)? {
+        Registration::Done { data_kept } => {
+            let _ = session.incarnation.set(incarnation);
+            Ok(data_kept)
+        }
+        Registration::Format(found) => Err(format_error(found)),
+        Registration::Used => Err(ConnectError::Unreachable {
+            address: shared.config.address(),
+            reason: format!("the id {instance} is another instance's by now"),
+        }),
+    }
+}
+
+fn format_error(found: String) -> ConnectError {
+    ConnectError::Format {
+        found,
+        expected: FORMAT.to_owned(),
+    }
+}
+
+/// Takes a lease and entombs the earlier incarnations: nothing that they began takes effect any more.
+async fn register_as(
+    shared: &Arc<Shared>,
+    session: &Session,
+    instance: &InstanceId,
+    incarnation: &Incarnation,
+    previous: &[Incarnation],
+) -> Result<Registration, Failure> {
+    let (lease, claim) = (shared.lease_ms(), shared.claim_ms());
+    let mut arguments = vec![
+        instance.as_str().as_bytes(),
+        incarnation.as_str().as_bytes(),
+        lease.as_bytes(),
+        claim.as_bytes(),
+        FORMAT.as_bytes(),
+    ];
+    arguments.extend(previous.iter().map(|it| it.as_str().as_bytes()));
+    let cmd = scripts::INSTANCE_REGISTER.call(shared.keys.all_instances(), arguments);
+    Counters::add(&shared.counters.commands, 1);
+    let reply = decode::list(session.send(&cmd).await?)?;
+    let mut reply = reply.into_iter();
+    let kind = decode::text(reply.next().unwrap_or(Value::Nil))?;
+    let detail = decode::maybe_text(reply.next().unwrap_or(Value::Nil))?.unwrap_or_default();
+    match &*kind {
+        "used" => return Ok(Registration::Used),
+        "format" => return Ok(Registration::Format(detail)),
+        _ => {}
+    }
+    let before = lock(&shared.identity).birth.replace(detail.clone());
+    for incarnation in previous {
+        entomb(shared, session, incarnation).await?;
+    }
+    Ok(Registration::Done {
+        data_kept: before.map(|before| before == detail),
+    })
+}
+
+/// Ends an incarnation in every partition: whatever it began, or another begins for it, changes nothing any more.
+async fn entomb(
+    shared: &Shared,
+    session: &Session,
+    incarnation: &Incarnation,
+) -> Result<(), Failure> {
+    let tombs = Partition::all().map(|at| {
+        let mut cmd = redis::cmd("SET");
+        cmd.arg(shared.keys.tombstone(at, incarnation)).arg("1");
+        cmd.arg("EX").arg(TOMBSTONE_SECONDS);
+        Counters::add(&shared.counters.commands, 1);
+        async move { session.send(&cmd).await }
+    });
+    try_join_all(tombs).await.map(drop)
+}
+
+/// Renews the lease.
+pub(crate) async fn heartbeat(shared: &Arc<Shared>, may_reap: bool) -> Beat {
+    let alive = Beat::Alive {
+        next: None,
+        claimed: Vec::new(),
+    };
+    let Ok(session) = shared.session() else {
+        return Beat::Failed;
+    };
+    let Some(incarnation) = session.incarnation.get() else {
+        return alive;
+    };
+    let (member, claims) = {
+        let identity = lock(&shared.identity);
+        let Some(instance) = identity.instance.as_ref().filter(|_| !identity.closed) else {
+            return alive;
+        };
+        let own = identity
+            .previous
+            .iter()
+            .map(|it| Identity::member(it, instance));
+        let claims: Vec<_> = own.chain(identity.reaping.iter().cloned()).collect();
+        (Identity::member(incarnation, instance), claims)
+    };
+    let (lease, claim) = (shared.lease_ms(), shared.claim_ms());
+    let mut arguments = vec![
+        member.as_bytes(),
+        lease.as_bytes(),
+        claim.as_bytes(),
+        if may_reap { b"1" } else { b"0" },
+        REAPED_AT_ONCE.as_bytes(),
+    ];
+    arguments.extend(claims.iter().map(String::as_bytes));
+    let keys = [shared.keys.leases(), shared.keys.dying()];
+    let cmd = scripts::INSTANCE_HEARTBEAT.call(keys, arguments);
+    let Ok(reply) = shared.send(&session, &cmd).await else {
+        return Beat::Failed;
+    };
+    match read_beat(reply) {
+        Ok(beat) if lock(&shared.identity).closed => match beat {
+            Beat::Dead => alive,
+            beat => beat,
+        },
+        Ok(beat) => beat,
+        Err(failure) => {
+            shared.failed(&session, failure);
+            Beat::Failed
+        }
+    }
+}
+
+fn read_beat(reply: Value) -> Result<Beat, Failure> {
+    let mut reply = decode::list(reply)?.into_iter();
+    if decode::text(reply.next().unwrap_or(Value::Nil))? == "dead" {
+        return Ok(Beat::Dead);
+    }
+    let next = decode::integer(&reply.next().unwrap_or(Value::Nil))?;
+    let claimed = reply.map(decode::text).collect::<Result<_, _>>()?;
+    Ok(Beat::Alive {
+        next: u64::try_from(next).ok().map(Duration::from_millis),
+        claimed,
+    })
+}
+
+/// Cleans up behind a dead instance and tells which memberships ended. What cannot be finished is taken over by
+/// another instance once the claim ends.
+pub(crate) async fn reap(shared: &Arc<Shared>, member: &str) {
+    let Some(incarnation) = member.get(..16).and_then(Incarnation::parse) else {
+        return;
+    };
+    let Ok(session) = shared.session() else {
+        return;
+    };
+    lock(&shared.identity).reaping.push(member.to_owned());
+    let work = async {
+        entomb(shared, &session, &incarnation).await?;
+        clean(shared, &session, &incarnation, true).await?;
+        let_go(shared, &session, &[member.to_owned()]).await
+    };
+    match work.await {
+        Ok(()) => {
+            Counters::add(&shared.counters.instances_reaped, 1);
+            tracing::info!(
+                instance = member.get(17..),
+                "cleaned up behind a dead instance"
+            );
+        }
+        Err(failure) => {
+            shared.failed(&session, failure);
+        }
+    }
+    lock(&shared.identity).reaping.retain(|it| it != member);
+}
+
+/// Gives leases and claims back.
+async fn let_go(shared: &Shared, session: &Session, members: &[String]) -> Result<(), Failure> {
+    let keys = shared.keys.all_instances();
+    let cmd = scripts::INSTANCE_CLOSE.call(keys, members.iter().map(String::as_bytes));
+    Counters::add(&shared.counters.commands, 1);
+    session.send(&cmd).await.map(drop)
+}
+
+/// Removes all that still belongs to an incarnation.
+async fn clean(
+    shared: &Shared,
+    session: &Session,
+    incarnation: &Incarnation,
+    tell: bool,
+) -> Result<(), Failure> {
+    stream::iter(Partition::all())
+        .map(Ok)
+        .try_for_each_concurrent(PARTITIONS_AT_ONCE, |at| async move {
+            clean_members(shared, session, incarnation, at, tell).await?;
+            clean_connections(shared, session, incarnation, at).await
+        })
+        .await
+}
+
+async fn clean_members(
+    shared: &Shared,
+    session: &Session,
+    incarnation: &Incarnation,
+    at: Partition,
+    tell: bool,
+) -> Result<(), Failure> {
+    let keys = &shared.keys;
+    let index = keys.member_index(at, incarnation);
+    let mut cursor = "0".to_owned();
+    let mut clean = true;
+    loop {
+        let (next, entries) = scan(shared, session, "SSCAN", &index, &cursor).await?;
+        for entries in entries.chunks(ENTRIES_PER_SCRIPT) {
+            clean = false;
+            let pairs: Vec<_> = entries
+                .iter()
+                .filter_map(|entry| entry.split_once('\0'))
+                .collect();
+            let mut names = vec![index.clone(), keys.generations(at), keys.room_documents(at)];
+            let mut arguments = vec![incarnation.as_str().as_bytes()];
+            for (connection, room) in &pairs {
+                names.push(keys.members(room));
+                arguments.extend([connection.as_bytes(), room.as_bytes()]);
+            }
+            Counters::add(&shared.counters.commands, 1);
+            let reply = session
+                .send(&scripts::MEMBERS_REAP.call(names, arguments))
+                .await?;
+            let ended = decode::list(reply)?;
+            let left = pairs
+                .iter()
+                .zip(&ended)
+                .filter(|(_, ended)| **ended == Value::Int(1));
+            let left: Vec<_> = left
+                .map(|((connection, room), _)| (Name::from(*room), ConnectionId::new(*connection)))
+                .collect();
+            if tell && !left.is_empty() {
+                shared.mailbox.push(Notice::RoomsLeft(left));
+            }
+        }
+        cursor = next;
+        // Once more after a pass that found something: entries may move while they are scanned.
+        if cursor == "0" && std::mem::replace(&mut clean, true) {
+            return Ok(());
+        }
+    }
+}
+
+async fn clean_connections(
+    shared: &Shared,
+    session: &Session,
+    incarnation: &Incarnation,
+    at: Partition,
+) -> Result<(), Failure> {
+    let keys = &shared.keys;
+    let index = keys.connection_index(at, incarnation);
+    let mut cursor = "0".to_owned();
+    let mut clean = true;
+    loop {
+        let (next, entries) = scan(shared, session, "SSCAN", &index, &cursor).await?;
+        for entries in entries.chunks(ENTRIES_PER_SCRIPT) {
+            clean = false;
+            let names = [keys.connections(at), index.clone()];
+            let first = std::iter::once(incarnation.as_str().as_bytes());
+            let arguments = first.chain(entries.iter().map(String::as_bytes));
+            Counters::add(&shared.counters.commands, 1);
+            session
+                .send(&scripts::CONNECTIONS_REAP.call(names, arguments))
+                .await?;
+        }
+        cursor = next;
+        // Once more after a pass that found something: entries may move while they are scanned.
+        if cursor == "0" && std::mem::replace(&mut clean, true) {
+            return Ok(());
+        }
+    }
+}
+
+/// One page of a scan.
+async fn scan(
+    shared: &Shared,
+    session: &Session,
+    command: &str,
+    key: &str,
+    cursor: &str,
+) -> Result<(String, Vec<String>), Failure> {
+    let mut cmd = redis::cmd(command);
+    cmd.arg(key).arg(cursor).arg("COUNT").arg(PAGE);
+    Counters::add(&shared.counters.commands, 1);
+    decode::page(session.send(&cmd).await?)
+}
+
+impl Shared {
+    /// [`Op::OpenInstance`].
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        instance: InstanceId,
+    ) -> Result<Reply, BackendError> {
+        if instance.as_str().is_empty() || instance.as_str().contains('.') {
+            return Err(usage("an instance's id is not empty and has no dot"));
+        }
+        let session = self.session()?;
+        let (incarnation, previous) = {
+            let mut identity = lock(&self.identity);
+            if identity.closed {
+                return Err(usage("the instance is closed"));
+            }
+            if identity.instance.is_some() {
+                return Err(usage("the instance is open already"));
+            }
+            identity.instance = Some(instance.clone());
+            let Some((_, incarnation, previous)) = identity.draw(random::bits()) else {
+                return Err(usage("the instance is closed"));
+            };
+            (incarnation, previous)
+        };
+        let done = register_as(self, &session, &instance, &incarnation, &previous).await;
+        let error = match done {
+            Ok(Registration::Done { .. }) => {
+                let _ = session.incarnation.set(incarnation);
+                return Ok(Reply::Done);
+            }
+            Ok(Registration::Format(found)) => BackendError::Usage(format_error(found).to_string()),
+            Ok(Registration::Used) => usage("the instance is open already"),
+            Err(failure) => self.failed(&session, failure),
+        };
+        lock(&self.identity).instance = None;
+        Err(error)
+    }
+
+    /// [`Op::CloseInstance`].
+    pub(crate) async fn close(self: &Arc<Self>) -> Result<Reply, BackendError> {
+        let (session, incarnations, instance) = {
+            let mut identity = lock(&self.identity);
+            if identity.closed {
+                return Err(usage("the instance is closed"));
+            }
+            let Some(instance) = identity.instance.clone() else {
+                return Err(usage("the instance is not open yet"));
+            };
+            identity.closed = true;
+            let all = identity
+                .previous
+                .iter()
+                .chain(&identity.incarnation)
+                .cloned();
+            (self.session(), all.collect::<Vec<_>>(), instance)
+        };
+        let result = match session {
+            Ok(session) => {
+                let result = self.clean_up(&session, &incarnations, &instance).await;
+                result.map_err(|failure| self.failed(&session, failure))
+            }
+            Err(error) => Err(error),
+        };
+        let _ = self.events.unbounded_send(crate::driver::Event::Close);
+        result.map(|()| Reply::Done)
+    }
+
+    async fn clean_up(
+        &self,
+        session: &SharedSession,
+        incarnations: &[Incarnation],
+        instance: &InstanceId,
+    ) -> Result<(), Failure> {
+        for incarnation in incarnations {
+            clean(self, session, incarnation, false).await?;
+        }
+        let members: Vec<_> = incarnations
+            .iter()
+            .map(|it| Identity::member(it, instance))
+            .collect();
+        let_go(self, session, &members).await
+    }
+
+    /// [`Op::Settle`].
+    pub(crate) async fn settle(self: &Arc<Self>) -> Result<Reply, BackendError> {
+        let open = self.open_instance()?;
+        let previous = lock(&self.identity).previous.clone();
+        // Their tombstones stand since the registration.
+        let result = self
+            .clean_up(&open.session, &previous, &open.instance)
+            .await;
+        result.map_err(|failure| self.failed(&open.session, failure))?;
+        lock(&self.identity)
+            .previous
+            .retain(|it| !previous.contains(it));
+        Ok(Reply::Done)
+    }
+}

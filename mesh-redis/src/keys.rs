@@ -1,0 +1,205 @@
+//! The names of keys and topics.
+
+use std::sync::Arc;
+
+use mesh_core::backend::{ConnectionId, Topic};
+
+/// How many partitions there are. A part of the key space's format: it never changes within one.
+pub(crate) const PARTITIONS: u16 = 128;
+
+/// One of the fixed partitions; its number is its keys' hash tag, so that they share a slot.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Partition(u16);
+
+impl Partition {
+    /// Where a room or connection lives.
+    pub(crate) fn of(name: &str) -> Self {
+        // FNV-1a, folded: stable for ever, and even enough in its low bits.
+        let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let folded = hash ^ (hash >> 32);
+        Self((folded % u64::from(PARTITIONS)) as u16)
+    }
+
+    /// Every partition.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        (0..PARTITIONS).map(Self)
+    }
+
+    /// The number, for spans.
+    pub(crate) fn number(self) -> u16 {
+        self.0
+    }
+}
+
+/// One life of an instance in the store, from a registration to the next: 64 random bits in hexadecimal.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Incarnation(Arc<str>);
+
+impl Incarnation {
+    pub(crate) fn new(bits: u64) -> Self {
+        Self(format!("{bits:016x}").into())
+    }
+
+    /// Reads what a script told: sixteen hexadecimal digits.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let valid = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        valid.then(|| Self(text.into()))
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names everything under one prefix.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    prefix: Arc<str>,
+}
+
+impl Keys {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self {
+            prefix: prefix.into(),
+        }
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn instances(&self, what: &str) -> String {
+        format!("{}{{i}}:{what}", self.prefix)
+    }
+
+    fn at(&self, partition: Partition, what: &str) -> String {
+        format!("{}{{p{}}}:{what}", self.prefix, partition.0)
+    }
+
+    pub(crate) fn leases(&self) -> String {
+        self.instances("leases")
+    }
+
+    pub(crate) fn dying(&self) -> String {
+        self.instances("dying")
+    }
+
+    pub(crate) fn format(&self) -> String {
+        self.instances("format")
+    }
+
+    /// The incarnation that found the key space empty: while it stays, the store kept its data.
+    pub(crate) fn birth(&self) -> String {
+        self.instances("birth")
+    }
+
+    /// Everything that instances as such have, in the order in which scripts take it.
+    pub(crate) fn all_instances(&self) -> [String; 4] {
+        [self.leases(), self.dying(), self.format(), self.birth()]
+    }
+
+    pub(crate) fn connections(&self, at: Partition) -> String {
+        self.at(at, "c")
+    }
+
+    /// The connections of an incarnation.
+    pub(crate) fn connection_index(&self, at: Partition, incarnation: &Incarnation) -> String {
+        self.at(at, &format!("c:{}", incarnation.as_str()))
+    }
+
+    /// The document that another instance set last.
+    pub(crate) fn foreign_document(&self, connection: &ConnectionId) -> String {
+        let at = Partition::of(connection.as_str());
+        self.at(at, &format!("d:{connection}"))
+    }
+
+    pub(crate) fn members(&self, room: &str) -> String {
+        self.at(Partition::of(room), &format!("m:{room}"))
+    }
+
+    /// The memberships of an incarnation.
+    pub(crate) fn member_index(&self, at: Partition, incarnation: &Incarnation) -> String {
+        self.at(at, &format!("i:{}", incarnation.as_str()))
+    }
+
+    pub(crate) fn generations(&self, at: Partition) -> String {
+        self.at(at, "g")
+    }
+
+    pub(crate) fn room_documents(&self, at: Partition) -> String {
+        self.at(at, "rm")
+    }
+
+    /// The generation that the last clearing began.
+    pub(crate) fn cleared(&self, room: &str) -> String {
+        self.at(Partition::of(room), &format!("x:{room}"))
+    }
+
+    /// The membership was ended by an instance that is not the connection's.
+    pub(crate) fn foreign_leave(&self, room: &str, connection: &ConnectionId) -> String {
+        self.at(Partition::of(room), &format!("l:{connection}\0{room}"))
+    }
+
+    pub(crate) fn tombstone(&self, at: Partition, incarnation: &Incarnation) -> String {
+        self.at(at, &format!("t:{}", incarnation.as_str()))
+    }
+
+    /// The list of a channel's messages: fixed, whatever the prefix, as other programs read it.
+    pub(crate) fn history(channel: &str) -> String {
+        format!("history:{channel}")
+    }
+
+    /// The Redis channel of a topic.
+    pub(crate) fn topic(&self, topic: &Topic) -> String {
+        match topic {
+            Topic::Channel(name) => name.to_string(),
+            Topic::Instance(instance) => format!("{}n:{instance}", self.prefix),
+            Topic::Room(room) => self.at(Partition::of(room), &format!("r:{room}")),
+            // `All`; and what a later core adds is refused before it comes here.
+            _ => format!("{}all", self.prefix),
+        }
+    }
+
+    /// Is the name of a channel one of ours?
+    pub(crate) fn is_reserved(&self, channel: &str) -> bool {
+        channel.starts_with(&*self.prefix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_stable_and_even() {
+        assert_eq!(Partition::of("").number(), 65);
+        let mut counts = [0; PARTITIONS as usize];
+        for number in 0..12_800 {
+            counts[usize::from(Partition::of(&format!("i{number:x}.{number}")).number())] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (50..200).contains(count)),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn keys_of_a_partition_share_a_hash_tag() {
+        let keys = Keys::new("mesh:");
+        let tag = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
+        let room = "r}{x";
+        let at = Partition::of(room);
+        let expected = format!("{{p{}}}", at.number());
+        for key in [
+            keys.members(room),
+            keys.cleared(room),
+            keys.foreign_leave(room, &"a.1".into()),
+            keys.generations(at),
+            keys.topic(&Topic::Room(room.into())),
+        ] {
+            assert_eq!(tag(&key), expected, "{key}");
+        }
+    }
+}

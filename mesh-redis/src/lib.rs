@@ -1,0 +1,175 @@
+//! The Redis backend of mesh: any number of server instances behave as one.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let backend = mesh_redis::connect("redis://localhost:6379").await?;
+//! // MeshServer::builder().backend(backend).build();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It wants Redis 7.0 or later, or Valkey; a [cluster](Builder::cluster) of either as well. One value serves one server
+//! instance. Nothing depends on Redis having kept its data: what the instances hold they state again.
+//!
+//! # Keys
+//!
+//! All begin with a [prefix](Builder::prefix), `mesh:` by default, but for the histories of channels. Each room and each
+//! connection lives in one of 128 partitions, which its name decides; `{pN}` is the hash tag of partition N, so that a
+//! script stays within one slot. An *incarnation* is one registration of an instance, 16 hexadecimal digits.
+//!
+//! | key | type | holds |
+//! | --- | --- | --- |
+//! | `{i}:leases` | sorted set | "incarnation instance" → when its lease ends, in ms by Redis' clock |
+//! | `{i}:dying` | sorted set | "incarnation instance" → when the claim of who cleans up behind it ends |
+//! | `{i}:format` | string | the version of this layout, `1` |
+//! | `{i}:birth` | string | the incarnation that found the key space empty; another one means that the data was lost |
+//! | `{pN}:c` | hash | connection → "incarnation revision document" |
+//! | `{pN}:c:<incarnation>` | set | its connections |
+//! | `{pN}:m:<room>` | hash | member → incarnation |
+//! | `{pN}:i:<incarnation>` | set | its memberships, "connection\0room" |
+//! | `{pN}:g` | hash | room → generation, while it has members or metadata |
+//! | `{pN}:rm` | hash | room → metadata |
+//! | `{pN}:x:<room>` | string, 1 h | the generation that the last clearing began |
+//! | `{pN}:l:<connection>\0<room>` | string, 1 h | the membership was ended by an instance that is not the connection's |
+//! | `{pN}:d:<connection>` | string, 1 h | "revision document" that an instance that is not the connection's set |
+//! | `{pN}:t:<incarnation>` | string, 120 s | tombstone: scripts that carry the incarnation are refused |
+//! | `history:<channel>` | list | the messages of a channel, newest first |
+//!
+//! After a clean end of all instances only histories and room metadata stay, and what ends by itself.
+//!
+//! Topics are Redis channels: `all`, `n:<instance>` and `{pN}:r:<room>` behind the prefix, whose messages are in an
+//! envelope of nine bytes (format version, sender); a channel of the application is the Redis channel of the same name, and
+//! its messages are bare. A channel whose name begins with the prefix is a usage error.
+//!
+//! # Operations
+//!
+//! What Redis is asked for each of them. Where no cost is given it is O(1), and so is what a script does inside. None
+//! depends on the number of instances.
+//!
+//! | operation | keys | commands | cost |
+//! | --- | --- | --- | --- |
+//! | `OpenInstance` | leases, dying, format, birth | 1 script | O(instances), of one script |
+//! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script; and what is found | O(found / 1 000) scripts |
+//! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
+//! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
+//! | `ConnectionMetadata` | `c` | 1 `HGET` | |
+//! | `SetConnectionMetadata` | `t`, `c`, `d` | 1 script | the documents' length |
+//! | `Connections` | `c` | 128 scripts, pipelined | O(connections / 1 000) pages |
+//! | `AllConnectionMetadata` | `c` | 128 `HSCAN`, pipelined | O(connections / 1 000) pages |
+//! | `JoinRoom` | `t`, `m`, `i`, `g`, `x`, `l` | 1 script | |
+//! | `LeaveRoom` | `t`, `m`, `i`, `g`, `rm`, `l` | 1 script | |
+//! | `IsInRoom` | `m` | 1 `HEXISTS` | |
+//! | `RoomMembers` | `m` | scripts | O(members / 1 000) pages |
+//! | `RoomMembersMetadata` | `m`, `c` | as before, and `HMGET`, pipelined | O(members / 1 000), at least 1 for each partition with one |
+//! | `ClearRoom` | `t`, `m`, `g`, `rm`, `x` | 1 script | |
+//! | `RoomMetadata` | `rm` | 1 `HGET` | |
+//! | `SetRoomMetadata` | `t`, `m`, `g`, `rm`, `x` | 1 script | the documents' length |
+//! | `AllRoomMetadata` | `rm` | 128 `HSCAN`, pipelined | O(rooms / 1 000) pages |
+//! | `Publish` | | 1 `PUBLISH` | the instances that listen |
+//! | `PublishChannel` | `history:` where it keeps one | 1 `PUBLISH`, or 1 script of `LPUSH`, `LTRIM`, `PUBLISH` | the instances that listen |
+//! | `History` | `history:` | 1 `LRANGE` | O(limit) |
+//! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
+//! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
+//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 `SET` for each earlier incarnation, `SUBSCRIBE` | O(topics / 512) |
+//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second | |
+//! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 `SET` | O(found / 1 000) scripts |
+//!
+//! Scripts are loaded at each connect and called by their hash; a Redis that forgot one gets its text with the call.
+//! Replies of pages are bounded by about a thousand entries, or by what Redis keeps packed of a small hash.
+//!
+//! # Life and death
+//!
+//! An instance holds a lease of 15 s and renews it every 5 s. Whoever notices that one has ended cleans up behind it, once in
+//! the cluster, and tells its server [`Notice::RoomsLeft`]; a claim keeps others from doing the same, and ends if that
+//! instance dies too. Nobody cleans up before Redis has answered it without a break for one full lease: after a stall
+//! everybody looks dead, and no one is. An instance that was held for dead wrongly learns it from its next heartbeat, or
+//! from a tombstone, and registers anew.
+//!
+//! # Outages
+//!
+//! Both connections, one for commands and one for subscriptions, are asked for a sign of life each second. A broken
+//! connection, an answer that takes too long, and errors such as `LOADING`, `READONLY`, `CLUSTERDOWN`, `MASTERDOWN`,
+//! `MISCONF` or `OOM` mean [`Notice::Lost`]: both connections go, everything under way fails with
+//! [`BackendError::Unavailable`], and so does at once what comes after it. Then it connects again, from 50 ms to 2 s apart with
+//! full jitter, without end; registers a new incarnation, entombs the one before, takes all topics again, and tells
+//! [`Notice::Restored`]. Its `data_kept` is known except for an instance that was never registered.
+//!
+//! Changes of state that were on their way when the connection broke come to nothing after that, as their incarnation
+//! is entombed. A message that was on its way may still be published.
+//!
+//! A server that does not read its notices loses the oldest messages beyond [`NOTICES_BYTES_MAX`], counted in [`Stats`],
+//! but never word of an outage or a death.
+//!
+//! # Order
+//!
+//! Operations take effect in the order in which they are first polled, and a topic's messages arrive in the order in
+//! which they took effect. The reply to a `PublishChannel` waits, for at most two seconds, until this instance has heard
+//! the message where it is subscribed: so a publisher's channel messages keep their place among its other events.
+//!
+//! # Redis Cluster
+//!
+//! Subscriptions go to one node, and messages flood the cluster's bus, those of mesh's own topics too. A slot that moves is
+//! followed; while a node is away the whole cluster counts as lost. A command is tried again up to twice where a node's
+//! connection broke, so that a channel message may be published twice then.
+//!
+//! # Features
+//!
+//! | feature | |
+//! | --- | --- |
+//! | `tokio` (default), `smol` | the runtime; exactly one is needed. With both, tokio where [`connect`] is called inside it, else smol |
+//! | `cluster` (default) | [`Builder::cluster`] |
+//! | `tls`, `smol-tls` | `rediss://` on that runtime, by rustls with ring |
+//!
+//! [`Notice::Lost`]: mesh_core::backend::Notice::Lost
+//! [`Notice::Restored`]: mesh_core::backend::Notice::Restored
+//! [`Notice::RoomsLeft`]: mesh_core::backend::Notice::RoomsLeft
+//! [`BackendError::Unavailable`]: mesh_core::backend::BackendError::Unavailable
+//! [`NOTICES_BYTES_MAX`]: mesh_core::backend::NOTICES_BYTES_MAX
+
+#[cfg(not(any(feature = "tokio", feature = "smol")))]
+compile_error!("mesh-redis needs a runtime: turn on its feature `tokio` (the default) or `smol`");
+
+mod backend;
+mod config;
+mod connection;
+mod decode;
+mod driver;
+mod envelope;
+mod error;
+mod instances;
+mod keys;
+mod link;
+mod notices;
+mod ops;
+mod random;
+mod runtime;
+mod scripts;
+mod shared;
+mod stats;
+mod subscriptions;
+mod table;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use backend::RedisBackend;
+pub use config::Builder;
+pub use error::ConnectError;
+pub use stats::Stats;
+
+/// Connects to a Redis with the default settings, such as `redis://localhost:6379`.
+///
+/// # Errors
+/// [`ConnectError`]; each says what to do.
+pub async fn connect(url: impl Into<String>) -> Result<RedisBackend, ConnectError> {
+    builder(url).connect().await
+}
+
+/// Settings for a Redis at `redis://user:password@host:port/database`, or `rediss://` with the feature `tls`.
+pub fn builder(url: impl Into<String>) -> Builder {
+    Builder::new(url)
+}
+
+/// What a panic elsewhere leaves behind is whole: nothing is changed by halves under a lock.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

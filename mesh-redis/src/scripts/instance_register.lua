@@ -1,0 +1,32 @@
+#!lua
+-- Gives a new incarnation a lease, and takes the instance's earlier ones over for cleaning up.
+-- KEYS: leases, dying, format, birth
+-- ARGV: instance, incarnation, length of a lease and of a claim in ms, format version, earlier incarnations…
+-- Reply: {'ok', the incarnation that found the key space empty}; {'format', its version}; {'used'} where another
+--   incarnation holds the instance's id. Cost: O(instances).
+local format = redis.call('GET', KEYS[3])
+if format and format ~= ARGV[5] then
+  return { 'format', format }
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local own = {}
+for at = 6, #ARGV do
+  own[ARGV[at]] = true
+end
+local leases = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for at = 1, #leases, 2 do
+  local incarnation, instance = string.match(leases[at], '^(%x+) (.*)$')
+  if instance == ARGV[1] and not own[incarnation] and tonumber(leases[at + 1]) > now then
+    return { 'used' }
+  end
+end
+for at = 6, #ARGV do
+  local member = ARGV[at] .. ' ' .. ARGV[1]
+  redis.call('ZREM', KEYS[1], member)
+  redis.call('ZADD', KEYS[2], now + ARGV[4], member)
+end
+redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[2] .. ' ' .. ARGV[1])
+redis.call('SET', KEYS[3], ARGV[5])
+redis.call('SET', KEYS[4], ARGV[2], 'NX')
+return { 'ok', redis.call('GET', KEYS[4]) }

@@ -1,0 +1,14 @@
+#!lua
+-- Removes a room's members and document and begins its next generation. The members' entries in the indexes go with
+-- their connections.
+-- KEYS: tombstone, members, generations, room documents, last clearing
+-- ARGV: room, seconds that the clearing is remembered
+-- Reply: the generation. Cost: O(1); the members' memory is freed in the background.
+local time = redis.call('TIME')
+local number = math.max(generation(KEYS[3], ARGV[1], KEYS[5]) + 1, time[1] * 1000000 + time[2])
+number = string.format('%.0f', number)
+redis.call('SET', KEYS[5], number, 'EX', ARGV[2])
+redis.call('UNLINK', KEYS[2])
+redis.call('HDEL', KEYS[4], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[1])
+return number

@@ -1,0 +1,245 @@
+//! What the backend's operations and its driver share.
+
+use std::sync::Mutex;
+
+use bytes::Bytes;
+use futures_channel::mpsc;
+use mesh_core::backend::{BackendError, InstanceId, Notice, Topic};
+use redis::{Cmd, PushInfo, PushKind, Value};
+
+use crate::{
+    config::Config,
+    connection::{Failure, SharedSession},
+    driver::Event,
+    envelope,
+    keys::{Incarnation, Keys},
+    lock,
+    notices::Mailbox,
+    stats::Counters,
+    subscriptions::{Order, Topics},
+    table::Table,
+};
+
+/// The state of one backend.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) keys: Keys,
+    pub(crate) sender: envelope::Sender,
+    /// The session that operations use, or why there is none.
+    session: Mutex<Result<SharedSession, String>>,
+    pub(crate) identity: Mutex<Identity>,
+    pub(crate) table: Table,
+    pub(crate) topics: Topics,
+    pub(crate) mailbox: std::sync::Arc<Mailbox>,
+    pub(crate) counters: Counters,
+    pub(crate) events: mpsc::UnboundedSender<Event>,
+    pub(crate) orders: mpsc::UnboundedSender<Order>,
+}
+
+/// Who this instance is.
+#[derive(Default)]
+pub(crate) struct Identity {
+    pub(crate) instance: Option<InstanceId>,
+    /// The incarnation that was registered last, or was about to be.
+    pub(crate) incarnation: Option<Incarnation>,
+    /// Those before it, whose traces are not settled yet; this instance holds the claims of them.
+    pub(crate) previous: Vec<Incarnation>,
+    /// Dead instances of others, whose claims this instance holds: "incarnation instance".
+    pub(crate) reaping: Vec<String>,
+    /// The key space's own incarnation, so to say: it changes when the data is lost.
+    pub(crate) birth: Option<String>,
+    pub(crate) closed: bool,
+}
+
+/// The most earlier incarnations that an instance cleans up behind itself; others do the rest once its claims end.
+const PREVIOUS_MAX: usize = 64;
+
+impl Identity {
+    /// A new incarnation for the instance, if it is open.
+    pub(crate) fn draw(
+        &mut self,
+        bits: u64,
+    ) -> Option<(InstanceId, Incarnation, Vec<Incarnation>)> {
+        let instance = self.instance.clone().filter(|_| !self.closed)?;
+        if let Some(last) = self.incarnation.take() {
+            if self.previous.len() == PREVIOUS_MAX {
+                self.previous.remove(0);
+            }
+            self.previous.push(last);
+        }
+        let incarnation = Incarnation::new(bits);
+        self.incarnation = Some(incarnation.clone());
+        Some((instance, incarnation, self.previous.clone()))
+    }
+
+    /// How leases and claims name an incarnation.
+    pub(crate) fn member(incarnation: &Incarnation, instance: &InstanceId) -> String {
+        format!("{} {instance}", incarnation.as_str())
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: Config,
+        sender: envelope::Sender,
+        events: mpsc::UnboundedSender<Event>,
+        orders: mpsc::UnboundedSender<Order>,
+    ) -> Self {
+        Self {
+            keys: Keys::new(&config.prefix),
+            config,
+            sender,
+            session: Mutex::new(Err("not connected yet".to_owned())),
+            identity: Mutex::default(),
+            table: Table::default(),
+            topics: Topics::default(),
+            mailbox: std::sync::Arc::default(),
+            counters: Counters::default(),
+            events,
+            orders,
+        }
+    }
+
+    /// Opens the way for operations, or closes it and says why. What was there ends.
+    pub(crate) fn set_session(
+        &self,
+        session: Result<SharedSession, String>,
+        notice: Option<Notice>,
+    ) {
+        let epoch = session.as_ref().map_or(0, |session| session.epoch);
+        let (old, waker) = {
+            let mut current = lock(&self.session);
+            // Under the lock: whoever reads the notice finds it true.
+            let waker = self.mailbox.turn(epoch, notice);
+            (std::mem::replace(&mut *current, session), waker)
+        };
+        if let Ok(old) = old {
+            old.end();
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The way to the store.
+    pub(crate) fn session(&self) -> Result<SharedSession, BackendError> {
+        lock(&self.session)
+            .clone()
+            .map_err(BackendError::Unavailable)
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        lock(&self.session).is_ok()
+    }
+
+    /// The open instance, with the session and its incarnation.
+    pub(crate) fn open_instance(&self) -> Result<Open, BackendError> {
+        let instance = {
+            let identity = lock(&self.identity);
+            if identity.closed {
+                return Err(usage("the instance is closed"));
+            }
+            identity
+                .instance
+                .clone()
+                .ok_or_else(|| usage("the instance is not open yet"))?
+        };
+        let session = self.session()?;
+        let Some(incarnation) = session.incarnation.get().cloned() else {
+            return Err(usage("the instance is not open yet"));
+        };
+        Ok(Open {
+            instance,
+            session,
+            incarnation,
+        })
+    }
+
+    /// Sends a command; a failure is told to the driver.
+    pub(crate) async fn send(
+        &self,
+        session: &SharedSession,
+        cmd: &Cmd,
+    ) -> Result<Value, BackendError> {
+        Counters::add(&self.counters.commands, 1);
+        session
+            .send(cmd)
+            .await
+            .map_err(|failure| self.failed(session, failure))
+    }
+
+    /// What a failure means to the caller, once the driver was told what it means for the session.
+    pub(crate) fn failed(&self, session: &SharedSession, failure: Failure) -> BackendError {
+        Counters::add(&self.counters.errors, 1);
+        let reason = match failure {
+            Failure::Refused(text) => return BackendError::Usage(text),
+            Failure::Dead => "the store holds this instance for dead".to_owned(),
+            Failure::Lost(reason) => reason,
+        };
+        let epoch = session.epoch;
+        // The driver ends before `self` only when the backend is dropped.
+        let _ = self.events.unbounded_send(Event::Failed {
+            epoch,
+            reason: reason.clone(),
+        });
+        BackendError::Unavailable(reason)
+    }
+
+    /// What a connection tells unasked.
+    pub(crate) fn handle_push(&self, epoch: u64, info: PushInfo) {
+        match info.kind {
+            PushKind::Message => {
+                if let Ok([Value::BulkString(channel), Value::BulkString(message)]) =
+                    <[Value; 2]>::try_from(info.data)
+                {
+                    self.handle_message(epoch, &channel, &message.into());
+                }
+            }
+            PushKind::Disconnection => {
+                let reason = "Redis closed the connection".to_owned();
+                let _ = self.events.unbounded_send(Event::Failed { epoch, reason });
+            }
+            _ => {}
+        }
+    }
+
+    fn handle_message(&self, epoch: u64, channel: &[u8], message: &Bytes) {
+        let ignore = || Counters::add(&self.counters.messages_ignored, 1);
+        let Ok(channel) = std::str::from_utf8(channel) else {
+            return ignore();
+        };
+        let Some(topic) = self.topics.topic(channel) else {
+            return ignore();
+        };
+        if matches!(topic, Topic::Channel(_)) {
+            Counters::add(&self.counters.messages_in, 1);
+            let notice = Notice::Message {
+                topic,
+                message: message.clone(),
+            };
+            self.mailbox.push_message(epoch, notice);
+            // Only then may its publisher go on.
+            return self.topics.hear(channel, message);
+        }
+        match envelope::open(message) {
+            None => ignore(),
+            Some((sender, _)) if sender == self.sender => {}
+            Some((_, message)) => {
+                Counters::add(&self.counters.messages_in, 1);
+                self.mailbox
+                    .push_message(epoch, Notice::Message { topic, message });
+            }
+        }
+    }
+}
+
+/// What an operation works with.
+pub(crate) struct Open {
+    pub(crate) instance: InstanceId,
+    pub(crate) session: SharedSession,
+    pub(crate) incarnation: Incarnation,
+}
+
+pub(crate) fn usage(what: &str) -> BackendError {
+    BackendError::Usage(what.to_owned())
+}

@@ -1,0 +1,152 @@
+//! What operations cost, counted by Redis itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use mesh_core::backend::{Op, Reply, Topic};
+use support::{Instance, RedisServer, run};
+
+/// The commands that `op` costs, scripts' own ones included; without pings and heartbeats.
+async fn cost(server: &RedisServer, instance: &Instance, op: Op) -> BTreeMap<String, u64> {
+    let before = server.command_stats();
+    instance.run(op).await;
+    let mut after = server.command_stats();
+    for (name, calls) in &mut after {
+        *calls -= before.get(name).copied().unwrap_or(0);
+    }
+    after.retain(|name, calls| *calls > 0 && !["ping", "info"].contains(&&**name));
+    after
+}
+
+async fn costs(members: u32) -> Vec<BTreeMap<String, u64>> {
+    let server = RedisServer::start();
+    // Its heartbeats do not come in between.
+    let builder = server.builder().lease(std::time::Duration::from_secs(60));
+    let instance = Instance::open(builder, "a").await;
+    let ids: Vec<_> = (0..members).map(|number| format!("a.{number}")).collect();
+    for id in &ids {
+        instance.connect(id).await;
+        instance.join("r", id).await;
+    }
+    instance
+        .subscribe(&[Topic::Room("r".into()), Topic::Channel("c".into())])
+        .await;
+    let new = "a.new";
+    let mut costs = Vec::new();
+    for op in [
+        Op::OpenConnection {
+            connection: new.into(),
+            metadata: Some("{}".into()),
+        },
+        Op::JoinRoom {
+            room: "r".into(),
+            connection: new.into(),
+        },
+        Op::IsInRoom {
+            room: "r".into(),
+            connection: new.into(),
+        },
+        Op::LeaveRoom {
+            room: "r".into(),
+            connection: new.into(),
+        },
+        Op::JoinRoom {
+            room: "r".into(),
+            connection: new.into(),
+        },
+        Op::CloseConnection {
+            connection: new.into(),
+        },
+        Op::Publish {
+            topic: Topic::Room("r".into()),
+            message: "hi".into(),
+        },
+        Op::PublishChannel {
+            channel: "c".into(),
+            message: "hi".into(),
+            history: 0,
+        },
+        Op::PublishChannel {
+            channel: "c".into(),
+            message: "hi".into(),
+            history: 5,
+        },
+        Op::History {
+            channel: "c".into(),
+            limit: 5,
+        },
+        Op::ClearRoom { room: "r".into() },
+    ] {
+        costs.push(cost(&server, &instance, op).await);
+    }
+    costs
+}
+
+#[test]
+fn costs_do_not_grow_with_members() {
+    run(async {
+        let (few, many) = (costs(3).await, costs(1_500).await);
+        assert_eq!(few, many);
+        let calls = |cost: &BTreeMap<String, u64>| {
+            ["evalsha", "publish", "hexists", "lrange"]
+                .iter()
+                .filter_map(|name| cost.get(*name))
+                .sum::<u64>()
+        };
+        // open, join, is in room, leave, join
+        assert_eq!(few[0]["evalsha"], 1, "{few:?}");
+        assert_eq!(few[1]["evalsha"], 1);
+        assert_eq!(few[2], BTreeMap::from([("hexists".to_owned(), 1)]));
+        // close: the connection, and one partition of rooms
+        assert_eq!(few[5]["evalsha"], 2);
+        assert_eq!(few[6], BTreeMap::from([("publish".to_owned(), 1)]));
+        assert_eq!(few[7], BTreeMap::from([("publish".to_owned(), 1)]));
+        assert_eq!(calls(&few[9]), 1);
+        assert_eq!(few[10]["evalsha"], 1);
+        assert!(few.iter().all(|cost| !cost.contains_key("keys")
+            && !cost.contains_key("scan")
+            && !cost.contains_key("config|set")));
+    });
+}
+
+#[test]
+fn large_rooms_are_read_page_by_page() {
+    run(async {
+        let server = RedisServer::start();
+        let instance = Instance::open(server.builder(), "a").await;
+        let number = 3_500;
+        let ids: Vec<_> = (0..number).map(|number| format!("a.{number}")).collect();
+        let opened = ids.iter().map(|id| async {
+            instance
+                .run(Op::OpenConnection {
+                    connection: id.as_str().into(),
+                    metadata: Some("{\"a\":1}".into()),
+                })
+                .await;
+            instance.join("r", id).await;
+        });
+        futures_util::future::join_all(opened).await;
+        assert_eq!(instance.members("r").await.len(), number);
+        assert_eq!(instance.connections().await.len(), number);
+        let reply = instance
+            .run(Op::RoomMembersMetadata { room: "r".into() })
+            .await;
+        let Reply::ConnectionsMetadata(all) = reply else {
+            panic!("{reply:?}")
+        };
+        assert_eq!(all.len(), number);
+        assert!(
+            all.iter()
+                .all(|(_, json)| json.as_deref() == Some("{\"a\":1}"))
+        );
+        let before = server.command_stats();
+        instance.run(Op::RoomMembers { room: "r".into() }).await;
+        let scans = server.command_stats()["hscan"] - before["hscan"];
+        assert!((3..8).contains(&scans), "{scans} pages");
+        instance.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}

@@ -1,0 +1,520 @@
+//! Redis killed, emptied and frozen; instances that die.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mesh_core::backend::{BackendError, MetadataChange, Notice, Op, Reply, Topic};
+use support::{Instance, RedisServer, run, stated, until};
+
+fn restore(members: &[(&str, &str, u64)], connections: &[(&str, Option<&str>, u64)]) -> Op {
+    Op::Restore {
+        connections: connections
+            .iter()
+            .map(|(id, json, revision)| stated(id, *json, *revision))
+            .collect(),
+        members: members
+            .iter()
+            .map(|(room, id, number)| ((*room).into(), (*id).into(), *number))
+            .collect(),
+    }
+}
+
+fn leave(room: &str, id: &str) -> Op {
+    Op::LeaveRoom {
+        room: room.into(),
+        connection: id.into(),
+    }
+}
+
+fn set(id: &str, json: &str) -> Op {
+    Op::SetConnectionMetadata {
+        connection: id.into(),
+        change: MetadataChange::Replace(json.into()),
+    }
+}
+
+#[test]
+fn a_dead_instance_is_cleaned_up_once_and_told() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        let three = Instance::open(server.builder(), "three").await;
+        for number in 0..30 {
+            let id = format!("one.{number}");
+            one.connect(&id).await;
+            one.join(&format!("r{}", number % 7), &id).await;
+        }
+        two.connect("two.1").await;
+        two.join("r1", "two.1").await;
+        let began = Instant::now();
+        drop(one);
+        let mut told = Vec::new();
+        while told.len() < 30 {
+            for instance in [&two, &three] {
+                match instance.notice_within(Duration::from_millis(50)).await {
+                    Some(Notice::RoomsLeft(left)) => told.extend(left),
+                    Some(other) => panic!("{other:?}"),
+                    None => {}
+                }
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(8),
+                "only {} memberships ended",
+                told.len()
+            );
+        }
+        told.sort();
+        told.dedup();
+        assert_eq!(told.len(), 30, "each is told once");
+        until("the connections are gone", || async {
+            two.connections().await == ["two.1"]
+        })
+        .await;
+        assert_eq!(two.members("r1").await, ["two.1"]);
+        until("the claim is given back", || async {
+            server.ask(&["ZCARD", "mesh:{i}:dying"]).unwrap() == "0"
+        })
+        .await;
+        two.close().await;
+        three.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_reaper_that_dies_is_taken_over_from() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder().lease(Duration::from_secs(60)), "one").await;
+        one.connect("one.1").await;
+        one.join("r", "one.1").await;
+        drop(one);
+        // Another began to clean up behind it and came no further.
+        let member = server
+            .ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"])
+            .unwrap();
+        server.ask(&["ZREM", "mesh:{i}:leases", &member]);
+        server.ask(&["ZADD", "mesh:{i}:dying", "1", &member]);
+        let two = Instance::open(server.builder(), "two").await;
+        assert_eq!(
+            two.notice().await,
+            Notice::RoomsLeft(vec![("r".into(), "one.1".into())])
+        );
+        until("it is counted", || async {
+            two.backend.stats().instances_reaped == 1
+        })
+        .await;
+        two.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn an_empty_redis_is_filled_again() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        one.connect("one.1").await;
+        let generation = one.join("r", "one.1").await;
+        one.subscribe(&[Topic::Room("r".into()), Topic::Channel("c".into())])
+            .await;
+        server.kill();
+        assert_eq!(one.notice().await, Notice::Lost);
+        let began = Instant::now();
+        let error = one.try_run(Op::Connections).await.unwrap_err();
+        assert!(matches!(error, BackendError::Unavailable(_)), "{error:?}");
+        assert!(
+            began.elapsed() < Duration::from_millis(100),
+            "it fails at once"
+        );
+        // It counts as open, and is stated again.
+        let late = Op::OpenConnection {
+            connection: "one.2".into(),
+            metadata: None,
+        };
+        assert!(matches!(
+            one.try_run(late).await,
+            Err(BackendError::Unavailable(_))
+        ));
+        one.run(Op::Unsubscribe {
+            topics: vec![Topic::Channel("c".into())],
+        })
+        .await;
+        server.restart();
+        assert_eq!(
+            one.notice().await,
+            Notice::Restored {
+                data_kept: Some(false)
+            }
+        );
+        assert_eq!(two.outage().await, Some(false));
+        assert_eq!(
+            server.ask(&["PUBSUB", "CHANNELS"]).unwrap().lines().count(),
+            1
+        );
+        assert_eq!(one.connections().await, Vec::<String>::new());
+
+        let connections = [("one.1", Some("{\"a\":1}"), 3), ("one.2", None, 1)];
+        let reply = one
+            .run(restore(&[("r", "one.1", generation)], &connections))
+            .await;
+        assert_eq!(
+            reply,
+            Reply::Restored {
+                changed: vec![],
+                ended: vec![]
+            }
+        );
+        assert_eq!(one.run(Op::Settle).await, Reply::Done);
+        assert_eq!(two.members("r").await, ["one.1"]);
+        assert_eq!(two.connections().await, ["one.1", "one.2"]);
+        two.run(Op::Publish {
+            topic: Topic::Room("r".into()),
+            message: "hi".into(),
+        })
+        .await;
+        assert_eq!(
+            one.message().await,
+            (Topic::Room("r".into()), Bytes::from("hi"))
+        );
+        assert_eq!(one.join("r", "one.2").await, generation);
+
+        one.close().await;
+        two.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+        assert_eq!(one.backend.stats().reconnects, 1);
+    });
+}
+
+#[test]
+fn a_redis_that_kept_its_data_is_settled() {
+    run(async {
+        let server = RedisServer::start_durable();
+        // Long leases: nobody is dead.
+        let builder = || server.builder().lease(Duration::from_secs(30));
+        let (one, two) = (
+            Instance::open(builder(), "one").await,
+            Instance::open(builder(), "two").await,
+        );
+        for id in ["one.1", "one.2", "one.3"] {
+            one.connect(id).await;
+            one.join("r", id).await;
+        }
+        one.join("s", "one.1").await;
+        let generation = one.join("t", "one.1").await;
+        server.kill();
+        assert_eq!(one.notice().await, Notice::Lost);
+        // One goes while Redis is away.
+        let close = Op::CloseConnection {
+            connection: "one.3".into(),
+        };
+        assert!(matches!(
+            one.try_run(close).await,
+            Err(BackendError::Unavailable(_))
+        ));
+        server.restart();
+        assert_eq!(
+            one.notice().await,
+            Notice::Restored {
+                data_kept: Some(true)
+            }
+        );
+        assert_eq!(two.outage().await, Some(true));
+        // What happens before this instance states anything again.
+        assert_eq!(two.run(leave("r", "one.2")).await, Reply::Flag(true));
+        two.run(Op::ClearRoom { room: "t".into() }).await;
+        two.run(set("one.1", "{\"by\":\"two\"}")).await;
+
+        let members = [
+            ("r", "one.1", 0),
+            ("r", "one.2", 0),
+            ("t", "one.1", generation),
+            ("r", "one.3", 0),
+        ];
+        let reply = one
+            .run(restore(&members, &[("one.1", None, 1), ("one.2", None, 1)]))
+            .await;
+        let Reply::Restored { changed, mut ended } = reply else {
+            panic!("{reply:?}")
+        };
+        assert_eq!(changed, [stated("one.1", Some("{\"by\":\"two\"}"), 2)]);
+        ended.sort();
+        let over = [("r", "one.2"), ("r", "one.3"), ("t", "one.1")];
+        assert_eq!(ended, over.map(|(room, id)| (room.into(), id.into())));
+        // "s" was not stated again, and "one.3" neither.
+        assert_eq!(two.members("s").await, ["one.1"]);
+        one.run(Op::Settle).await;
+        assert_eq!(two.members("s").await, Vec::<String>::new());
+        assert_eq!(two.members("r").await, ["one.1"]);
+        assert_eq!(two.connections().await, ["one.1", "one.2"]);
+        // A join takes the mark of the foreign leave away.
+        one.join("r", "one.2").await;
+        assert_eq!(
+            one.run(restore(&[("r", "one.2", 0)], &[])).await,
+            Reply::Restored {
+                changed: vec![],
+                ended: vec![]
+            }
+        );
+        one.close().await;
+        two.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_frozen_redis_is_known_in_time_and_nobody_is_reaped() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        one.connect("one.1").await;
+        let generation = one.join("r", "one.1").await;
+        one.subscribe(&[Topic::Channel("c".into())]).await;
+        server.signal("-STOP");
+        let began = Instant::now();
+        let message = Bytes::from("doubtful");
+        let doubtful = Op::PublishChannel {
+            channel: "c".into(),
+            message,
+            history: 1,
+        };
+        let waiting = one.try_run(Op::JoinRoom {
+            room: "s".into(),
+            connection: "one.1".into(),
+        });
+        let (join, publish) = tokio::join!(waiting, one.try_run(doubtful));
+        assert!(
+            matches!(join, Err(BackendError::Unavailable(_))),
+            "{join:?}"
+        );
+        assert!(
+            matches!(publish, Err(BackendError::Unavailable(_))),
+            "{publish:?}"
+        );
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(4), "it took {took:?}");
+        assert_eq!(one.notice().await, Notice::Lost);
+        // Longer than a lease: on its return everybody looks dead.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        server.signal("-CONT");
+        let began = Instant::now();
+        assert!(matches!(
+            one.notice().await,
+            Notice::Restored {
+                data_kept: Some(true)
+            }
+        ));
+        assert_eq!(two.outage().await, Some(true));
+        assert!(began.elapsed() < Duration::from_secs(10));
+        one.run(restore(
+            &[("r", "one.1", generation)],
+            &[("one.1", None, 1)],
+        ))
+        .await;
+        one.run(Op::Settle).await;
+        // The doubtful join came to nothing, or is settled.
+        assert_eq!(two.members("s").await, Vec::<String>::new());
+        assert_eq!(two.members("r").await, ["one.1"]);
+        // Both go on as before for longer than a lease.
+        assert_eq!(one.notice_within(Duration::from_secs(4)).await, None);
+        assert_eq!(two.notice_within(Duration::ZERO).await, None);
+        assert_eq!(two.members("r").await, ["one.1"]);
+    });
+}
+
+#[test]
+fn an_instance_that_is_held_for_dead_registers_anew() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        one.connect("one.1").await;
+        one.join("r", "one.1").await;
+        // As if another had judged so.
+        let member = server
+            .ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"])
+            .unwrap();
+        server.ask(&["ZREM", "mesh:{i}:leases", &member]).unwrap();
+        assert_eq!(one.notice().await, Notice::Lost);
+        assert!(matches!(one.notice().await, Notice::Restored { .. }));
+        assert_ne!(
+            server
+                .ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"])
+                .unwrap(),
+            member
+        );
+        one.run(restore(&[("r", "one.1", 0)], &[("one.1", None, 1)]))
+            .await;
+        one.run(Op::Settle).await;
+        assert_eq!(one.members("r").await, ["one.1"]);
+
+        // A tombstone alone does the same: what an entombed incarnation writes is refused.
+        let member = server
+            .ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"])
+            .unwrap();
+        for partition in 0..128 {
+            server.ask(&[
+                "SET",
+                &format!("mesh:{{p{partition}}}:t:{}", &member[..16]),
+                "1",
+            ]);
+        }
+        let join = one
+            .try_run(Op::JoinRoom {
+                room: "s".into(),
+                connection: "one.1".into(),
+            })
+            .await;
+        assert!(
+            matches!(join, Err(BackendError::Unavailable(_))),
+            "{join:?}"
+        );
+        assert_eq!(one.outage().await, Some(true));
+        assert_eq!(one.members("s").await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_others_changed_outlives_being_held_for_dead() {
+    run(async {
+        let server = RedisServer::start();
+        let builder = || server.builder().lease(Duration::from_secs(60));
+        let one = Instance::open(builder(), "one").await;
+        let two = Instance::open(builder(), "two").await;
+        one.connect("one.1").await;
+        one.join("r", "one.1").await;
+        two.run(set("one.1", "{\"by\":\"two\"}")).await;
+        two.run(leave("r", "one.1")).await;
+        // As if others had cleaned up behind it.
+        for key in server.lasting_keys() {
+            if key.ends_with("}:c") {
+                server.ask(&["DEL", &key]);
+            }
+        }
+        assert_eq!(two.connections().await, Vec::<String>::new());
+        let reply = one
+            .run(restore(&[("r", "one.1", 0)], &[("one.1", Some("1"), 1)]))
+            .await;
+        let changed = vec![stated("one.1", Some("{\"by\":\"two\"}"), 2)];
+        let ended = vec![("r".into(), "one.1".into())];
+        assert_eq!(reply, Reply::Restored { changed, ended });
+        let reply = two
+            .run(Op::ConnectionMetadata {
+                connection: "one.1".into(),
+            })
+            .await;
+        assert_eq!(
+            reply,
+            Reply::Document(stated("", Some("{\"by\":\"two\"}"), 2).1)
+        );
+        // Where the instance knows a newer one, it counts.
+        let reply = one.run(restore(&[], &[("one.1", Some("3"), 3)])).await;
+        assert_eq!(
+            reply,
+            Reply::Restored {
+                changed: vec![],
+                ended: vec![]
+            }
+        );
+        let reply = two
+            .run(Op::ConnectionMetadata {
+                connection: "one.1".into(),
+            })
+            .await;
+        assert_eq!(reply, Reply::Document(stated("", Some("3"), 3).1));
+    });
+}
+
+#[test]
+fn scripts_that_were_flushed_are_brought_again() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        one.connect("one.1").await;
+        server.ask(&["SCRIPT", "FLUSH"]);
+        one.join("r", "one.1").await;
+        assert_eq!(one.members("r").await, ["one.1"]);
+    });
+}
+
+#[test]
+fn a_join_that_races_with_its_connections_end_leaves_no_ghost() {
+    run(async {
+        let server = RedisServer::start();
+        let one = std::sync::Arc::new(Instance::open(server.builder(), "one").await);
+        for round in 0..200 {
+            let id = format!("one.{round}");
+            one.connect(&id).await;
+            let joins = (0..8).map(|number| {
+                let (one, id) = (one.clone(), id.clone());
+                tokio::spawn(async move {
+                    let op = Op::JoinRoom {
+                        room: format!("r{number}").as_str().into(),
+                        connection: id.as_str().into(),
+                    };
+                    one.try_run(op).await
+                })
+            });
+            let joins: Vec<_> = joins.collect();
+            if round % 3 == 0 {
+                tokio::task::yield_now().await;
+            }
+            if round % 20 == 0 {
+                server.ask(&["SCRIPT", "FLUSH"]);
+            }
+            one.run(Op::CloseConnection {
+                connection: id.as_str().into(),
+            })
+            .await;
+            for join in joins {
+                let result = join.await.unwrap();
+                assert!(
+                    matches!(
+                        result,
+                        Ok(Reply::Joined { .. }) | Err(BackendError::UnknownConnection)
+                    ),
+                    "{result:?}"
+                );
+            }
+        }
+        let mut keys = server.lasting_keys();
+        keys.retain(|key| !key.starts_with("mesh:{i}:"));
+        assert_eq!(keys, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_dropped_backend_leaves_no_connection() {
+    run(async {
+        let server = RedisServer::start();
+        let clients = || {
+            server.ask(&["CLIENT", "LIST"]).map_or(0, |text| {
+                text.matches("lib-name=mesh-redis")
+                    .count()
+                    .max(text.lines().count() - 1)
+            })
+        };
+        for _ in 0..5 {
+            let one = Instance::open(server.builder(), "one").await;
+            one.subscribe(&[Topic::All]).await;
+            assert!(clients() >= 2);
+            one.close().await;
+            drop(one);
+        }
+        let two = Instance::open(server.builder(), "two").await;
+        drop(two);
+        until("all connections are closed", || async { clients() == 0 }).await;
+    });
+}

@@ -1,0 +1,273 @@
+//! Topics and channels.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may")]
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use mesh_core::backend::{Backend as _, BackendError, Name, Notice, Op, Reply, Topic};
+use support::{Instance, RedisServer, run, until};
+
+fn publish(topic: Topic, message: &str) -> Op {
+    Op::Publish {
+        topic,
+        message: Bytes::copy_from_slice(message.as_bytes()),
+    }
+}
+
+fn publish_channel(channel: &str, message: &str, history: usize) -> Op {
+    Op::PublishChannel {
+        channel: channel.into(),
+        message: Bytes::copy_from_slice(message.as_bytes()),
+        history,
+    }
+}
+
+#[test]
+fn names_match_nothing_but_themselves() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        let long = "x".repeat(512);
+        let names = [
+            "*", "h?llo", "hello", "[a-z]", "a b", "a\nb\r\n", "\\", &long, "{p1}", "a\0b", "é",
+        ];
+        let topics: Vec<_> = names
+            .iter()
+            .map(|name| Topic::Channel((*name).into()))
+            .collect();
+        one.subscribe(&topics).await;
+        for (name, topic) in names.iter().zip(&topics) {
+            two.run(publish_channel(name, name, 1)).await;
+            assert_eq!(
+                one.message().await,
+                (topic.clone(), Bytes::copy_from_slice(name.as_bytes()))
+            );
+            let history = two
+                .run(Op::History {
+                    channel: (*name).into(),
+                    limit: 5,
+                })
+                .await;
+            assert_eq!(
+                history,
+                Reply::History(vec![Bytes::copy_from_slice(name.as_bytes())])
+            );
+        }
+        for name in names {
+            one.connect("one.1").await;
+            one.join(name, "one.1").await;
+            one.subscribe(&[Topic::Room(name.into())]).await;
+            two.run(publish(Topic::Room(name.into()), "hi")).await;
+            assert_eq!(one.message().await, (Topic::Room(name.into()), "hi".into()));
+            assert_eq!(two.members(name).await, ["one.1"]);
+        }
+        assert_eq!(one.backend.stats().messages_ignored, 0);
+    });
+}
+
+#[test]
+fn what_others_publish_arrives_byte_for_byte() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        let topic = Topic::Channel("chat:room1".into());
+        one.subscribe(std::slice::from_ref(&topic)).await;
+        let mut client = redis::Client::open(server.url())
+            .unwrap()
+            .get_connection()
+            .unwrap();
+        let message: Vec<u8> = (0..=255).collect();
+        let heard: i64 = redis::cmd("PUBLISH")
+            .arg("chat:room1")
+            .arg(&message)
+            .query(&mut client)
+            .unwrap();
+        assert_eq!(heard, 1);
+        assert_eq!(one.message().await, (topic, message.into()));
+        // Of a format that is not known yet.
+        one.subscribe(&[Topic::All]).await;
+        let _: i64 = redis::cmd("PUBLISH")
+            .arg("mesh:all")
+            .arg("\u{2}12345678future")
+            .query(&mut client)
+            .unwrap();
+        until("the message is counted", || async {
+            one.backend.stats().messages_ignored == 1
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_subscription_lasts_from_reply_to_reply() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        // Many at once, so that orders are put together.
+        let topics: Vec<_> = (0..2_000)
+            .map(|number| Topic::Room(format!("r{number}").as_str().into()))
+            .collect();
+        let taking = topics.chunks(7).map(|topics| one.subscribe(topics));
+        join_all(taking).await;
+        for topic in topics.iter().step_by(97) {
+            two.run(publish(topic.clone(), "in force")).await;
+            assert_eq!(one.message().await.0, *topic);
+        }
+        // Its own do not come back, and what was given back neither.
+        one.run(publish(topics[0].clone(), "own")).await;
+        one.run(Op::Unsubscribe {
+            topics: topics[1..].to_vec(),
+        })
+        .await;
+        two.run(publish(topics[1].clone(), "late")).await;
+        two.run(publish(topics[0].clone(), "last")).await;
+        assert_eq!(one.message().await, (topics[0].clone(), "last".into()));
+        let channels = server.ask(&["PUBSUB", "CHANNELS"]).unwrap();
+        assert_eq!(channels.lines().count(), 1, "{channels}");
+    });
+}
+
+#[test]
+fn taking_and_giving_back_at_once_ends_with_the_last_word() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        for round in 0..50 {
+            let topics = vec![Topic::Room("r".into())];
+            let take = || {
+                one.try_run(Op::Subscribe {
+                    topics: topics.clone(),
+                })
+            };
+            let give = || {
+                one.try_run(Op::Unsubscribe {
+                    topics: topics.clone(),
+                })
+            };
+            let (_, _, _) = tokio::join!(take(), give(), take());
+            let channels = server.ask(&["PUBSUB", "NUMSUB", &topic_channel(&server)]);
+            assert!(
+                channels.is_some_and(|text| text.ends_with('1')),
+                "round {round}"
+            );
+            give().await.unwrap();
+        }
+        assert_eq!(server.ask(&["PUBSUB", "CHANNELS"]), None);
+    });
+}
+
+/// The Redis channel of the only topic that is taken.
+fn topic_channel(server: &RedisServer) -> String {
+    server
+        .ask(&["PUBSUB", "CHANNELS"])
+        .expect("a topic is taken")
+}
+
+#[test]
+fn one_publishers_order_holds_between_channels_and_events() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        one.subscribe(&[Topic::Channel("c".into())]).await;
+        for number in 0..500 {
+            one.run(publish_channel("c", &number.to_string(), number % 3))
+                .await;
+            // It stands among the notices before its reply.
+            let heard = one.notice_within(Duration::ZERO).await;
+            let message = number.to_string().into();
+            assert_eq!(
+                heard,
+                Some(Notice::Message {
+                    topic: Topic::Channel("c".into()),
+                    message
+                })
+            );
+        }
+    });
+}
+
+#[test]
+fn a_thousand_messages_keep_their_order() {
+    run(async {
+        let server = RedisServer::start();
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        let (room, channel) = (Topic::Room("r".into()), Topic::Channel("c".into()));
+        two.subscribe(&[room.clone(), channel.clone()]).await;
+        let rooms =
+            (0..1_000).map(|number| one.run(publish(Topic::Room("r".into()), &number.to_string())));
+        let channels =
+            (0..1_000).map(|number| one.run(publish_channel("c", &number.to_string(), 10)));
+        tokio::join!(join_all(rooms), join_all(channels));
+        let mut next = [0, 0];
+        for _ in 0..2_000 {
+            let (topic, message) = two.message().await;
+            let next = &mut next[usize::from(topic == channel)];
+            assert_eq!(message, next.to_string());
+            *next += 1;
+        }
+    });
+}
+
+#[test]
+fn a_history_is_exactly_the_newest() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        for number in 0..10 {
+            one.run(publish_channel("c", &number.to_string(), 3)).await;
+        }
+        one.run(publish_channel("c", "passing", 0)).await;
+        let read = async |limit| {
+            one.run(Op::History {
+                channel: "c".into(),
+                limit,
+            })
+            .await
+        };
+        let expected = |list: &[&'static str]| {
+            Reply::History(list.iter().map(|it| Bytes::from(*it)).collect())
+        };
+        assert_eq!(read(10).await, expected(&["9", "8", "7"]));
+        assert_eq!(read(2).await, expected(&["9", "8"]));
+        assert_eq!(read(0).await, expected(&[]));
+        assert_eq!(
+            server.ask(&["LRANGE", "history:c", "0", "-1"]).unwrap(),
+            "9\n8\n7"
+        );
+    });
+}
+
+#[test]
+fn the_prefix_is_no_channel() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        let topics = vec![Topic::Channel("mesh:all".into())];
+        for op in [
+            publish_channel("mesh:all", "x", 0),
+            publish_channel("mesh:all", "x", 1),
+            Op::Subscribe { topics },
+            publish(Topic::Channel("c".into()), "x"),
+        ] {
+            assert!(matches!(one.try_run(op).await, Err(BackendError::Usage(_))));
+        }
+        // With another prefix it is one.
+        let two = Instance::open(server.builder().prefix("other:"), "two").await;
+        two.run(publish_channel("mesh:all", "x", 0)).await;
+        assert_eq!(two.backend.name(), "redis");
+        let _: Name = "x".into();
+    });
+}
