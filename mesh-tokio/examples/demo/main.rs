@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use mesh_redis::RedisBackend;
 use mesh_tokio::{PatternError, prelude::*};
 use tokio::{
     net::TcpListener,
@@ -46,9 +47,6 @@ async fn main() -> ExitCode {
 /// Serves until a signal ends it. An error is one line for whoever started it.
 async fn run() -> Result<(), String> {
     let options = Options::read()?;
-    if options.redis.is_some() {
-        return Err("error: this build has no Redis backend".to_owned());
-    }
     let verbosity = EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .from_env_lossy();
@@ -69,7 +67,16 @@ async fn run() -> Result<(), String> {
     let mut interrupt = signals(SignalKind::interrupt())?;
     let mut terminate = signals(SignalKind::terminate())?;
 
-    let server = build(&options).map_err(|error| format!("error: {error}"))?;
+    let redis = match &options.redis {
+        Some(url) => {
+            let connected = mesh_redis::connect(url).await;
+            Some(Arc::new(
+                connected.map_err(|error| format!("error: {error}"))?,
+            ))
+        }
+        None => None,
+    };
+    let server = build(&options, redis).map_err(|error| format!("error: {error}"))?;
     let started = server.start().await;
     started.map_err(|error| format!("error: {error}"))?;
     let serving = tokio::spawn({
@@ -90,9 +97,13 @@ async fn run() -> Result<(), String> {
     Ok(())
 }
 
-fn build(options: &Options) -> Result<MeshServer, PatternError> {
-    let metrics = Arc::new(Metrics::default());
-    let server = MeshServer::builder()
+fn build(options: &Options, redis: Option<Arc<RedisBackend>>) -> Result<MeshServer, PatternError> {
+    let metrics = Arc::new(Metrics::new(redis.clone()));
+    let mut builder = MeshServer::builder();
+    if let Some(redis) = redis {
+        builder = builder.backend(redis);
+    }
+    let server = builder
         .ping_interval(options.ping_interval())
         .latency_interval(options.latency_interval())
         .max_missed_pongs(options.max_missed_pongs)

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use mesh_redis::RedisBackend;
 use mesh_tokio::prelude::*;
 
 /// The one label of every command that is not known, so that clients cannot grow the table.
@@ -18,6 +19,8 @@ const UNKNOWN: &str = "unknown";
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
     commands: RwLock<BTreeMap<String, Outcomes>>,
+    /// Where there is one.
+    redis: Option<Arc<RedisBackend>>,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +73,13 @@ impl Metrics {
         which(outcomes).fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn new(redis: Option<Arc<RedisBackend>>) -> Self {
+        Self {
+            redis,
+            ..Self::default()
+        }
+    }
+
     /// All there is to tell about a server.
     pub(crate) fn text(&self, server: &MeshServer) -> String {
         let of_server = server.metrics();
@@ -117,6 +127,63 @@ impl Metrics {
             "Messages of the backend that were too long, or of an unknown kind.",
             of_server.backend_messages_dropped_total,
         );
+        if let Some(redis) = &self.redis {
+            let redis = redis.stats();
+            single(
+                "mesh_redis_up",
+                "gauge",
+                "Is the way to Redis open?",
+                redis.up.into(),
+            );
+            single(
+                "mesh_redis_commands_total",
+                "counter",
+                "Commands sent to Redis.",
+                redis.commands,
+            );
+            single(
+                "mesh_redis_errors_total",
+                "counter",
+                "Commands that Redis refused, or that it could not be asked.",
+                redis.errors,
+            );
+            single(
+                "mesh_redis_reconnects_total",
+                "counter",
+                "How often the way to Redis was lost and found again.",
+                redis.reconnects,
+            );
+            single(
+                "mesh_redis_messages_total",
+                "counter",
+                "Messages that came in.",
+                redis.messages_in,
+            );
+            single(
+                "mesh_redis_messages_ignored_total",
+                "counter",
+                "Messages of a format or topic that is not known.",
+                redis.messages_ignored,
+            );
+            single(
+                "mesh_redis_notices_dropped_total",
+                "counter",
+                "Notices that the server did not read in time.",
+                redis.notices_dropped,
+            );
+            single(
+                "mesh_redis_instances_reaped_total",
+                "counter",
+                "Dead instances that this one cleaned up behind.",
+                redis.instances_reaped,
+            );
+            single(
+                "mesh_redis_round_trip_microseconds",
+                "gauge",
+                "The last round trip of a ping.",
+                u64::try_from(redis.last_round_trip.as_micros()).unwrap_or(u64::MAX),
+            );
+        }
         self.write_commands(&mut text);
         text
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Response,
+    HeaderValue, Method, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
 use mesh_tokio::prelude::*;
@@ -17,7 +17,7 @@ pub(crate) fn answer(request: &UpgradeRequest, metrics: &Metrics) -> Option<Resp
     }
     match request.head.uri.path() {
         "/" => Some(page("text/html; charset=utf-8", include_str!("page.html"))),
-        "/health" => Some(page("application/json", health(&request.server))),
+        "/health" => Some(health(&request.server)),
         "/metrics" => {
             let text = metrics.text(&request.server);
             Some(page("text/plain; version=0.0.4; charset=utf-8", text))
@@ -26,16 +26,22 @@ pub(crate) fn answer(request: &UpgradeRequest, metrics: &Metrics) -> Option<Resp
     }
 }
 
-fn health(server: &MeshServer) -> String {
+fn health(server: &MeshServer) -> Response<Bytes> {
     let health = server.health();
-    // The embedded backend is never out of reach.
+    let (status, word) = if health.is_degraded {
+        (StatusCode::SERVICE_UNAVAILABLE, "degraded")
+    } else {
+        (StatusCode::OK, "ok")
+    };
     let text = json!({
-        "status": "ok",
+        "status": word,
         "instanceId": health.instance_id.as_str(),
         "connections": health.connections,
         "backend": health.backend,
     });
-    text.to_string()
+    let mut response = page("application/json", text.to_string());
+    *response.status_mut() = status;
+    response
 }
 
 fn page(content_type: &'static str, body: impl Into<Bytes>) -> Response<Bytes> {
