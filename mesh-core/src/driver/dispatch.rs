@@ -12,6 +12,7 @@ use futures_util::{
     FutureExt,
     future::{AbortHandle, Abortable},
 };
+use tracing::{Instrument, Span};
 
 use super::{
     Call, Outcome, Payload, Session,
@@ -56,12 +57,14 @@ pub(super) fn dispatch(
         call.prepare(command, unknown);
     }
     let running = Running { wanted, call };
+    let span = tracing::debug_span!("command", name = running.call.command(), id = wanted.id);
     let first = catch_unwind(AssertUnwindSafe(|| {
+        let _entered = span.enter();
         handler::start(&running.call, payload, wanted, cx)
     }));
     match first {
         Ok(Ok(answer)) => running.finish(answer, now),
-        Ok(Err(pending)) => return running.spawn(pending),
+        Ok(Err(pending)) => return running.spawn(pending, span),
         Err(_) => running.panicked(now),
     }
     let mut call = running.call;
@@ -130,13 +133,14 @@ impl Running {
     }
 
     /// Lets a handler that waits for something go on as a task of its own.
-    fn spawn(self, pending: Pending) {
+    fn spawn(self, pending: Pending, span: Span) {
         let (handle, registration) = AbortHandle::new_pair();
         let shared = &self.call.connection.shared;
         shared.lock().running.insert(self.wanted.token, handle);
         let runtime = Arc::clone(&self.server().runtime);
         runtime.spawn(Box::pin(async move {
-            let answer = Abortable::new(AssertUnwindSafe(pending).catch_unwind(), registration);
+            let answer = AssertUnwindSafe(pending).catch_unwind().instrument(span);
+            let answer = Abortable::new(answer, registration);
             let answer = answer.await;
             let now = self.server().runtime.now();
             match answer {

@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tracing::Instrument;
+
 use super::{
     Call, Connection, Session, Socket, SocketError,
     authenticate::Admission,
@@ -40,6 +42,7 @@ const HANDLER_GRACE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<dyn Socket>) {
     // The parts that run once are boxed, so that the future that stays is small.
     let connection = Inside(Box::pin(open(&server, &admission))).await;
+    let span = tracing::debug_span!("connection", id = %connection.id());
     let session = Session {
         connection: connection.clone(),
         server: super::MeshServer::from_inner(Arc::clone(&server)),
@@ -52,10 +55,11 @@ pub(super) async fn serve(server: Arc<Inner>, admission: Admission, socket: Box<
         outgoing: VecDeque::new(),
         backlog: VecDeque::new(),
     }
+    .instrument(span.clone())
     .await;
-    Inside(Box::pin(close(
-        server, connection, admission, end, socket, outgoing,
-    )))
+    Inside(Box::pin(
+        close(server, connection, admission, end, socket, outgoing).instrument(span),
+    ))
     .await;
 }
 

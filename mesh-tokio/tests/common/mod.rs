@@ -48,8 +48,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
     /// The reply to one command that every server knows.
     pub(crate) async fn noop(&mut self, id: u32) -> String {
         let command = format!(r#"{{"id":{id},"command":"mesh/noop","payload":{{}}}}"#);
-        self.0.send(Message::text(command)).await.unwrap();
+        self.send(&command).await;
         self.reply(id).await
+    }
+
+    pub(crate) async fn send(&mut self, frame: &str) {
+        self.0.send(Message::text(frame)).await.unwrap();
     }
 
     pub(crate) async fn reply(&mut self, id: u32) -> String {
