@@ -3,15 +3,17 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use super::{MeshServer, server::Inner};
+use futures_util::future::{Either, select};
+
+use super::{MeshServer, ServerError, server::Inner};
 use crate::{
-    backend::Op,
+    backend::{BackendError, Op},
     websocket::{CloseCode, CloseFrame},
 };
 
@@ -23,6 +25,9 @@ const BATCH_PAUSE: Duration = Duration::from_millis(10);
 
 /// The time for what comes behind the last close: hooks, and handshakes under way.
 const HANGING_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// The time that the backend has to take the instance out.
+const BACKEND_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How often the end of the last connections is looked for.
 const POLL: Duration = Duration::from_millis(5);
@@ -107,7 +112,7 @@ impl MeshServer {
     ///
     /// # Errors
     /// The backend could not be told. Everything else happened.
-    pub async fn shutdown(&self) -> Result<(), super::ServerError> {
+    pub async fn shutdown(&self) -> Result<(), ServerError> {
         let server = &self.inner;
         server.stopping.set();
         // Whoever calls while another call is under way waits for it; one that was dropped half-way is taken up again.
@@ -126,15 +131,28 @@ impl MeshServer {
         {
             pause(server, POLL).await;
         }
-        let told = server.ask(Op::CloseInstance).await;
+        let told = tell_backend(server).await;
         server.timers.close();
         *is_over = true;
-        told.map(drop)
+        told
     }
 
     /// Resolves when [`shutdown`](Self::shutdown) has been called: what accepts connections ends then.
     pub async fn wait_stopping(&self) {
         self.inner.stopping.wait().await;
+    }
+}
+
+/// Takes the instance out of the backend. One that does not answer keeps nobody from going: what is left behind ends with the lease.
+async fn tell_backend(server: &Arc<Inner>) -> Result<(), ServerError> {
+    let deadline = server.runtime.now() + BACKEND_TIME_MAX;
+    let told = pin!(server.ask(Op::CloseInstance));
+    match select(told, server.runtime.sleep_until(deadline)).await {
+        Either::Left((told, _)) => told.map(drop),
+        Either::Right(_) => {
+            let silent = "it was not told of the end in time".to_owned();
+            Err(BackendError::Unavailable(silent).into())
+        }
     }
 }
 

@@ -483,7 +483,7 @@ fn a_second_shutdown_waits_for_the_first_and_takes_up_one_that_was_given_up() {
     assert_eq!(given_up, None);
     let (first, second) = (shut_down(&sim, &server), shut_down(&sim, &server));
     assert_eq!(client.close_code(), Some(1001));
-    sim.advance(5 * SECOND);
+    sim.advance(SECOND / 2);
     assert!(!first.is_done() && !second.is_done());
     mood.gate.open();
     sim.run();

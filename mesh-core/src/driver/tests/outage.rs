@@ -8,11 +8,12 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    backend::{ConnectionId, MemoryCluster, Notice},
+    backend::{ConnectionId, MemoryCluster, Notice, Topic},
     driver::{
         CloseCode, Membership, MeshServer, RoomLeave, ServerError,
         testkit::{Client, Mood, Moody, Sim},
     },
+    relay::Relay,
 };
 
 macro_rules! on {
@@ -229,6 +230,33 @@ fn nobody_waits_for_a_connection_that_does_not_exist() {
     assert_eq!(closed, Ok(()));
     let nowhere = on!(world, two, |s| s.recheck_guards(nobody));
     assert_eq!(nowhere, Ok(()));
+}
+
+#[test]
+fn instances_of_two_versions_work_side_by_side() {
+    let world = World::new();
+    let mut newer = Relay::Done { number: 1 }.encode().to_vec();
+    newer[0] += 1;
+    let topic = Topic::All;
+    let message = newer.into();
+    world.mood.tell(Notice::Message { topic, message });
+    on!(world, two, |s| s.broadcast("hi", 1)).unwrap();
+    world.sim.run();
+    assert_eq!(world.one.metrics().backend_messages_dropped_total, 1);
+    assert_eq!(world.ann.events(), ["hi 1"]);
+}
+
+#[test]
+fn a_backend_that_does_not_answer_keeps_no_server_from_shutting_down() {
+    let world = World::new();
+    world.mood.slow.lock().unwrap().push("CloseInstance");
+    let ending = world.sim.start({
+        let one = world.one.clone();
+        async move { one.shutdown().await }
+    });
+    world.sim.advance(Duration::from_secs(5));
+    let ended = ending.take().expect("it is over");
+    assert!(matches!(ended, Err(ServerError::Backend(_))), "{ended:?}");
 }
 
 #[test]
