@@ -184,7 +184,7 @@ impl MeshServer {
             .await
     }
 
-    /// Sends an event to every connection but these.
+    /// Sends an event to every connection but these. Their ids travel with the event and count towards its length.
     ///
     /// # Errors
     /// As [`broadcast`](Self::broadcast).
@@ -209,8 +209,8 @@ impl MeshServer {
         self.publish(Topic::All, relay_event(&frame, &except)).await
     }
 
-    /// Sends an event to these connections, wherever they live: one message to each other instance that holds one of them. One that does
-    /// not exist is passed over.
+    /// Sends an event to these connections, wherever they live: one message to each other instance that holds one of them, or a few where
+    /// the list is too long for one. A connection that does not exist is passed over.
     ///
     /// # Errors
     /// As [`broadcast`](Self::broadcast). What is too long is so wherever the connections live, this instance included.
@@ -221,37 +221,35 @@ impl MeshServer {
         to: impl IntoIterator<Item = R>,
     ) -> Result<(), ServerError> {
         let frame = self.inner.event(event, &payload)?;
+        let len = frame.payload().len();
         let mut local = Vec::new();
         let mut remote: BTreeMap<InstanceId, Vec<ConnectionId>> = BTreeMap::new();
         // Named twice is sent once.
         let to: BTreeSet<_> = to.into_iter().map(|to| to.connection_id()).collect();
         for id in to {
+            self.inner
+                .fits(Relay::event_len(std::slice::from_ref(&id), len))?;
             if let Some(connection) = self.inner.local(&id) {
-                local.push((id, connection));
+                local.push(connection);
             } else if let Some(instance) = self.inner.elsewhere(&id) {
                 remote.entry(instance).or_default().push(id);
             }
-        }
-        let len = frame.payload().len();
-        let (local_ids, local): (Vec<_>, Vec<_>) = local.into_iter().unzip();
-        for ids in remote.values().chain([&local_ids]) {
-            self.inner.fits(Relay::event_len(ids, len))?;
         }
         let now = self.inner.runtime.now();
         for connection in local {
             self.inner.deliver(&connection.shared, &frame, now);
         }
         let mut result = Ok(());
-        for (instance, connections) in remote {
-            let text = frame.text().to_owned();
-            let sent = self
-                .publish(
-                    Topic::Instance(instance),
-                    Relay::SendTo { connections, text },
-                )
-                .await;
-            // One instance that cannot be reached does not keep the event from the others.
-            result = result.and(sent);
+        for (instance, ids) in remote {
+            for connections in parts_that_fit(ids, len, self.limits().backend_message_bytes_max) {
+                let text = frame.text().to_owned();
+                let topic = Topic::Instance(instance.clone());
+                let sent = self
+                    .publish(topic, Relay::SendTo { connections, text })
+                    .await;
+                // One instance that cannot be reached does not keep the event from the others.
+                result = result.and(sent);
+            }
         }
         result
     }
@@ -680,6 +678,23 @@ fn ids<R: ConnectionRef>(connections: impl IntoIterator<Item = R>) -> Arc<[Conne
         .into_iter()
         .map(|connection| connection.connection_id())
         .collect()
+}
+
+/// Cuts a list of recipients, each of whom fits by itself, so that each part fits into a message beside a text of this length.
+fn parts_that_fit(ids: Vec<ConnectionId>, len: usize, max: usize) -> Vec<Vec<ConnectionId>> {
+    let empty = Relay::event_len(&[], len);
+    let (mut parts, mut part, mut size) = (Vec::new(), Vec::new(), empty);
+    for id in ids {
+        let more = Relay::event_len(std::slice::from_ref(&id), len) - empty;
+        if size + more > max && !part.is_empty() {
+            parts.push(std::mem::take(&mut part));
+            size = empty;
+        }
+        size += more;
+        part.push(id);
+    }
+    parts.extend((!part.is_empty()).then_some(part));
+    parts
 }
 
 fn relay_event(frame: &TextFrame, except: &[ConnectionId]) -> Relay {

@@ -8,10 +8,11 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use serde_json::{Value, json};
 
 use crate::{
-    backend::MemoryCluster,
+    backend::{Backend, MemoryCluster, Op, Reply, Topic},
     driver::{
         CloseCode, Membership, MeshServer, ServerError,
         testkit::{Client, Moody, Sim},
@@ -262,7 +263,8 @@ fn what_other_instances_would_drop_is_refused_and_sent_to_nobody() {
         x,
         [near, far]
     ));
-    passes_up_to!(room_for(2), [1; 4], |s, x| s.broadcast_to("e", x, ids));
+    // Each of the ids fits by itself, so a list is as good as several calls.
+    passes_up_to!(room_for(1), [1; 4], |s, x| s.broadcast_to("e", x, ids));
     passes_up_to!(room_for(1), [0, 0, 1, 0], |s, x| s.send_to(far, "e", x));
     passes_up_to!(room_for(1), [1, 0, 0, 0], |s, x| s.send_to(near, "e", x));
     passes_up_to!(MAX, [1; 4], |s, x| s.publish_to_channel("c", x, 1));
@@ -281,6 +283,51 @@ fn what_other_instances_would_drop_is_refused_and_sent_to_nobody() {
         sim.wait(async move { s.disconnect(far, CloseCode::POLICY_VIOLATION, reason).await });
     sim.run();
     assert_eq!((sent, clients[2].close_code()), (Ok(()), Some(1008)));
+}
+
+/// A message from the backend, section 7: what an instance with a greater limit, or another program, publishes.
+#[test]
+fn a_message_that_is_too_long_or_none_is_dropped_and_counted() {
+    let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+    let limited = |max| {
+        let builder = MeshServer::builder().backend(cluster.backend());
+        sim.build(builder.limits(|limits| limits.backend_message_bytes_max = max))
+    };
+    let (one, two) = (limited(1 << 20), limited(100));
+    let bob = sim.connect(&two);
+    let dropped = || two.metrics().backend_messages_dropped_total;
+    let send = |text: String| {
+        let one = one.clone();
+        let sent = sim.wait(async move { one.broadcast("e", text).await });
+        assert_eq!(sent, Ok(()));
+        sim.run();
+        (bob.events().len(), dropped())
+    };
+    assert_eq!(send("x".repeat(100)), (0, 1));
+    assert_eq!(send("x".into()), (1, 1));
+    let rubbish = cluster.backend();
+    let run = |op| {
+        let done = rubbish.execute(op).now_or_never();
+        assert_eq!(done, Some(Ok(Reply::Done)));
+    };
+    let instance = "rubbish".into();
+    run(Op::OpenInstance { instance });
+    let (topic, message) = (Topic::All, "rubbish".into());
+    run(Op::Publish { topic, message });
+    sim.run();
+    assert_eq!(dropped(), 2);
+    let (channel, message) = ("c".into(), vec![0xff].into());
+    two.expose_channel("c");
+    let mut bob = sim.connect(&two);
+    bob.call("mesh/subscribe-channel", json!({"channel": "c"}));
+    let history = 0;
+    run(Op::PublishChannel {
+        channel,
+        message,
+        history,
+    });
+    sim.run();
+    assert_eq!((bob.events().len(), dropped()), (0, 3));
 }
 
 #[test]
