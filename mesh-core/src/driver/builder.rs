@@ -15,7 +15,7 @@ use super::{
 use crate::{
     backend::{Backend, MemoryCluster},
     connection::Config,
-    protocol::Limits,
+    protocol::{Dialect, Limits},
 };
 
 /// Builds a [`MeshServer`]. Every option has a default that is safe.
@@ -48,6 +48,13 @@ impl MeshServerBuilder {
     #[must_use]
     pub fn backend(mut self, backend: impl Backend) -> Self {
         self.backend = Some(Arc::new(backend));
+        self
+    }
+
+    /// The prefix of built-in commands and events. Default `mesh/`.
+    #[must_use]
+    pub fn dialect(mut self, dialect: Dialect) -> Self {
+        self.config.dialect = dialect;
         self
     }
 

@@ -32,12 +32,21 @@ impl Payload {
         Self(json.into())
     }
 
-    /// Checks that a text is JSON.
+    /// Checks that a text is JSON, at most 128 levels deep, which is what a server reads by default; for another limit there is
+    /// [`from_json_within`](Self::from_json_within).
     ///
     /// # Errors
     /// `EINVALID` if it is not.
     pub fn from_json(json: &str) -> Result<Self, CommandError> {
-        match check_json(json, Limits::default().nesting_max) {
+        Self::from_json_within(json, Limits::default().nesting_max)
+    }
+
+    /// Checks that a text is JSON, at most `nesting_max` levels deep.
+    ///
+    /// # Errors
+    /// `EINVALID` if it is not.
+    pub fn from_json_within(json: &str, nesting_max: usize) -> Result<Self, CommandError> {
+        match check_json(json, nesting_max) {
             Ok(json) => Ok(Self(json.into())),
             Err(error) => Err(CommandError::invalid(error.to_string())),
         }

@@ -18,6 +18,11 @@ impl Dialect {
     /// The dialect of this project and of the original library: `mesh/`.
     pub const MESH: Self = Self { prefix: "mesh/" };
 
+    /// A dialect of another prefix, with its slash.
+    pub const fn new(prefix: &'static str) -> Self {
+        Self { prefix }
+    }
+
     /// The prefix, with its slash.
     pub const fn prefix(self) -> &'static str {
         self.prefix

@@ -11,9 +11,12 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::driver::{
-    Call, CommandError, Context, Fault, Interceptor, MeshServer, Outcome, Payload,
-    testkit::{Gate, Sim},
+use crate::{
+    driver::{
+        Call, CommandError, Context, Fault, Interceptor, MeshServer, Outcome, Payload,
+        testkit::{Gate, Sim},
+    },
+    protocol::Dialect,
 };
 
 #[derive(Deserialize)]
@@ -539,4 +542,21 @@ fn long_replies_that_come_at_once_are_errors_rather_than_a_close() {
     let asked: Vec<u64> = ids.into_iter().map(u64::from).collect();
     assert_eq!(answered, asked);
     assert_eq!(client.close_code(), None);
+}
+
+/// `protocol.md`, section 10: the prefix is one constant.
+#[test]
+fn a_server_speaks_the_dialect_it_was_built_with() {
+    let sim = Sim::new();
+    let dialect = Dialect::new("rt/");
+    let server = sim.build(MeshServer::builder().dialect(dialect));
+    let mut client = sim.dial(&server);
+    assert_eq!(client.call("rt/noop", json!({})), true);
+    assert_eq!(client.code("mesh/noop", json!({})), "ENOTFOUND");
+    let sent = |event: &'static str| {
+        let server = server.clone();
+        sim.wait(async move { server.broadcast(event, 1).await })
+    };
+    assert_eq!(sent("mesh/of-the-application"), Ok(()));
+    assert!(sent("rt/of-the-application").is_err());
 }
