@@ -27,9 +27,11 @@ pub type BoxStream<'a, T> = Pin<Box<dyn Stream<Item = T> + Send + 'a>>;
 ///
 /// One value serves one server instance.
 pub trait Backend: Send + Sync + 'static {
-    /// Carries out one operation. Operations about the same connection or the same room take effect in the order of the calls, as long as
-    /// each future is polled once before the next call. The reply means that it is in force: after the reply to [`Op::Subscribe`],
-    /// whatever any instance publishes to the topic is noticed.
+    /// Carries out one operation. The reply means that it is in force: after the reply to [`Op::Subscribe`], whatever any instance
+    /// publishes to the topic is noticed.
+    ///
+    /// Operations about the same connection or the same room take effect in the order of the calls, as long as each future is polled
+    /// once before the next call. The server does so under a lock of its own: neither the call nor a poll may block, or call back into it.
     ///
     /// # Errors
     /// [`BackendError`]; where the store could not be reached, the outcome is unknown.

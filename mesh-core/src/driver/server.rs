@@ -287,15 +287,12 @@ impl Inner {
 
     pub(super) fn act<R>(self: &Arc<Self>, index: usize, act: impl FnOnce(&mut Shard) -> R) -> R {
         let mut asks = VecDeque::new();
-        let result = {
-            let mut shard = self.lock_shard(index);
-            let result = act(&mut shard);
-            self.carry_out(&mut shard, &mut asks);
-            result
-        };
+        let mut shard = self.lock_shard(index);
+        let result = act(&mut shard);
+        self.carry_out(&mut shard, &mut asks);
+        // Asked under the lock: the end of a connection must not overtake a restoration that states it, say.
         while let Some((token, op)) = asks.pop_front() {
             if let Some(answer) = self.execute(index, token, op) {
-                let mut shard = self.lock_shard(index);
                 shard.handle_backend(token, answer);
                 self.carry_out(&mut shard, &mut asks);
             }
