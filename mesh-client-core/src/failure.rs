@@ -9,9 +9,9 @@ const SHOWN_MAX: usize = 200;
 
 /// Why there is no connection: an attempt came to nothing, or the connection was lost.
 ///
-/// [`InvalidHeader`](Self::InvalidHeader), [`InvalidRoot`](Self::InvalidRoot), [`InvalidUrl`](Self::InvalidUrl) and
-/// [`Usage`](Self::Usage) can never succeed and end the client, as does a [`Refused`](Self::Refused) with 401 or 403.
-/// Everything else is tried again.
+/// [`InvalidHeader`](Self::InvalidHeader), [`InvalidRoot`](Self::InvalidRoot), [`InvalidUrl`](Self::InvalidUrl),
+/// [`Unsupported`](Self::Unsupported) and [`Usage`](Self::Usage) can never succeed and end the client, as does a
+/// [`Refused`](Self::Refused) with 401 or 403. Everything else is tried again.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -27,8 +27,8 @@ pub enum ConnectError {
     /// A certificate that was given as a root is none.
     #[error("a root certificate cannot be read: {0}")]
     InvalidRoot(String),
-    /// No URL of a WebSocket.
-    #[error("{0:?} is no URL of a WebSocket")]
+    /// No URL of a WebSocket. It is shown without user, password, query and fragment, and mesh keeps no more of it here.
+    #[error("{:?} is no URL of a WebSocket", public_part(.0))]
     InvalidUrl(String),
     /// The network failed.
     #[error("the network failed: {message}")]
@@ -61,6 +61,9 @@ pub enum ConnectError {
     /// The token provider failed.
     #[error("no token: {0}")]
     Token(String),
+    /// The URL asks for what the adapter was built without; the text says for what.
+    #[error("{0}")]
+    Unsupported(&'static str),
     /// The call is wrong where it stands; the text says what to do instead.
     #[error("{0}")]
     Usage(&'static str),
@@ -73,6 +76,7 @@ impl ConnectError {
             Self::InvalidHeader(_)
             | Self::InvalidRoot(_)
             | Self::InvalidUrl(_)
+            | Self::Unsupported(_)
             | Self::Usage(_) => true,
             Self::Closed
             | Self::Handshake(_)
@@ -135,6 +139,24 @@ impl Loss {
             }
         }
     }
+}
+
+/// What of a URL may stand in a log: scheme, host, port and path. The rest may hold secrets.
+///
+/// It need not be a URL. Where it is unclear what is a password, too much is left out.
+pub(crate) fn public_part(url: &str) -> String {
+    let head = url.split(['?', '#']).next().unwrap_or_default();
+    let (scheme, place) = match head.split_once("://") {
+        Some((scheme, place)) if !scheme.contains('@') => (&head[..scheme.len() + 3], place),
+        _ => ("", head),
+    };
+    // It may as well be of a password with a "?" in it.
+    let place = if url[head.len()..].contains('@') {
+        "…"
+    } else {
+        place.rsplit('@').next().unwrap_or_default()
+    };
+    format!("{scheme}{place}")
 }
 
 /// The code and the reason of a close frame, behind what it did.
@@ -213,6 +235,20 @@ mod tests {
             ),
         ] {
             assert_eq!(error.to_string(), words);
+        }
+    }
+
+    #[test]
+    fn an_error_does_not_tell_a_urls_secrets() {
+        for (url, shown) in [
+            ("http://example.org:1/a", "http://example.org:1/a"),
+            ("ws://user:secret@a b/c?token=secret", "ws://a b/c"),
+            ("ws://user:sec/ret@secret@a", "ws://a"),
+            ("ws://user:sec?ret@a", "ws://…"),
+            ("user:secret@localhost#secret", "localhost"),
+        ] {
+            let words = format!("{shown:?} is no URL of a WebSocket");
+            assert_eq!(ConnectError::InvalidUrl(url.to_owned()).to_string(), words);
         }
     }
 

@@ -58,10 +58,9 @@ impl TokioConnector {
             return self.attempt_tls(&target, &request).await;
             // Not `ConnectError::Tls`, which would be tried again and again.
             #[cfg(not(feature = "tls"))]
-            return Err(ConnectError::InvalidUrl(format!(
-                "{} (wss needs the feature `tls` of mesh-tokio)",
-                request.url
-            )));
+            return Err(ConnectError::Unsupported(
+                "wss:// needs the feature `tls` of mesh-tokio",
+            ));
         }
         let stream = connect::connect(&target.host, target.port).await?;
         open(stream, &target, &request).await

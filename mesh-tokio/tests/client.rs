@@ -228,9 +228,14 @@ fn a_client_on_its_own_thread_goes_on_while_the_runtime_is_blocked() {
 #[cfg(not(feature = "tls"))]
 #[tokio::test]
 async fn without_tls_wss_fails_at_once() {
-    let connecting = MeshClient::builder("wss://localhost:1").connect();
+    let url = "wss://user:secret@localhost:1/?token=secret";
+    let connecting = MeshClient::builder(url).connect();
     let error = patiently("an outcome", connecting).await.unwrap_err();
-    assert!(matches!(error, ConnectError::InvalidUrl(_)), "{error:?}");
+    assert!(matches!(error, ConnectError::Unsupported(_)), "{error:?}");
+    assert_eq!(
+        error.to_string(),
+        "wss:// needs the feature `tls` of mesh-tokio"
+    );
 }
 
 #[cfg(feature = "tls")]

@@ -91,7 +91,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(ConnectError::Tls("no".to_owned())),
         2 => Just(refused(503)),
         1 => Just(refused(401)),
-        1 => Just(ConnectError::Usage("never")),
+        1 => Just(ConnectError::Unsupported("never")),
     ];
     let code = prop_oneof![
         Just(None),

@@ -13,7 +13,7 @@ use super::{
     target::Target,
     task::Driver,
 };
-use crate::{Client, ClientConfig, ConnectError, Reconnect};
+use crate::{Client, ClientConfig, ConnectError, Reconnect, failure::public_part};
 
 /// The longest message from the server by default: its largest reply, 16 MiB, and the frame around it.
 const MESSAGE_BYTES_MAX: usize = (16 << 20) + (64 << 10);
@@ -228,9 +228,9 @@ impl ClientBuilder {
 
 impl fmt::Debug for ClientBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers may hold secrets.
+        // Headers may hold secrets, and so may parts of the URL.
         f.debug_struct("ClientBuilder")
-            .field("url", &self.options.url)
+            .field("url", &public_part(&self.options.url))
             .field("config", &self.options.config)
             .finish_non_exhaustive()
     }

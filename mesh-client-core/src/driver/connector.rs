@@ -1,12 +1,15 @@
 //! How a socket is made: the one thing that an adapter does for a client.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{
+    fmt::{self, Debug},
+    sync::Arc,
+};
 
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use mesh_core::driver::Socket;
 
-use crate::ConnectError;
+use crate::{ConnectError, failure::public_part};
 
 /// Makes sockets. Each adapter implements it once.
 pub trait Connector: Debug + Send + Sync + 'static {
@@ -23,7 +26,9 @@ pub trait Connector: Debug + Send + Sync + 'static {
 }
 
 /// What an attempt to connect needs to know.
-#[derive(Clone, Debug)]
+///
+/// Its `Debug` leaves out what may be secret: the seed, the values of the headers, and of the URL user, password and query.
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectRequest {
     /// Where to: `ws://` or `wss://`, checked to be a URL with a host.
@@ -36,4 +41,15 @@ pub struct ConnectRequest {
     pub message_bytes_max: usize,
     /// Fresh entropy, for the handshake's key and the masks.
     pub seed: [u8; 32],
+}
+
+impl Debug for ConnectRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectRequest")
+            .field("url", &public_part(&self.url))
+            .field("headers", &self.headers.keys().collect::<Vec<_>>())
+            .field("tls_roots", &self.tls_roots.len())
+            .field("message_bytes_max", &self.message_bytes_max)
+            .finish_non_exhaustive()
+    }
 }

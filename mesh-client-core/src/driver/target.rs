@@ -9,7 +9,7 @@ use mesh_core::{
 };
 
 use super::connector::ConnectRequest;
-use crate::failure::ConnectError;
+use crate::failure::{ConnectError, public_part};
 
 /// A URL taken apart.
 ///
@@ -21,7 +21,7 @@ use crate::failure::ConnectError;
 /// assert_eq!((target.host.as_str(), target.port), ("::1", 8080));
 /// # Ok::<(), mesh_client_core::driver::ConnectError>(())
 /// ```
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct Target {
     /// `wss`: TLS comes first.
@@ -42,7 +42,7 @@ impl Target {
     /// # Errors
     /// [`ConnectError::InvalidUrl`] where it is not `ws://` or `wss://` with a host, or names a port that is none.
     pub fn of(url: &str) -> Result<Self, ConnectError> {
-        let invalid = || ConnectError::InvalidUrl(url.to_owned());
+        let invalid = || ConnectError::InvalidUrl(public_part(url));
         let uri: Uri = url.parse().map_err(|_| invalid())?;
         let (is_secure, default_port) = match uri.scheme_str() {
             Some("ws") => (false, 80),
@@ -103,7 +103,7 @@ impl ConnectRequest {
         nonce.copy_from_slice(&self.seed[..16]);
         mask_seed[..16].copy_from_slice(&self.seed[16..]);
 
-        let invalid = || ConnectError::InvalidUrl(self.url.clone());
+        let invalid = || ConnectError::InvalidUrl(public_part(&self.url));
         let mut request = Request::new(());
         *request.uri_mut() = target.path.parse().map_err(|_| invalid())?;
         let host = HeaderValue::try_from(&target.authority).map_err(|_| invalid())?;
@@ -139,6 +139,17 @@ impl Opening {
             self.message_bytes_max,
             self.mask_seed,
         )))
+    }
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The query may hold secrets.
+        f.debug_struct("Target")
+            .field("is_secure", &self.is_secure)
+            .field("host", &self.host)
+            .field("port", &self.port)
+            .finish_non_exhaustive()
     }
 }
 
@@ -227,7 +238,7 @@ mod tests {
         ] {
             assert_eq!(
                 Target::of(url),
-                Err(ConnectError::InvalidUrl(url.to_owned())),
+                Err(ConnectError::InvalidUrl(public_part(url))),
                 "{url}"
             );
         }

@@ -422,6 +422,36 @@ fn what_can_never_work_is_said_at_once() {
 }
 
 #[test]
+fn secrets_stay_out_of_the_log_and_out_of_debug() {
+    let (log, _guard) = Log::start();
+    let (sim, net) = (Sim::new(), Net::kind());
+    let url = "ws://user:secret@localhost:1/?token=secret";
+    let of = |url| MeshClient::builder(url).header("x-key", "secret");
+    let error = of("http://user:secret@localhost:1/?token=secret")
+        .build_on(sim.runtime(), net.connector())
+        .unwrap_err();
+    // What an adapter says of a URL goes to the log, with the status that follows.
+    net.script([Meets::Failure(error.clone())]);
+    let ended = sim.block_on(of(url).connect_on(sim.runtime(), net.connector()));
+    assert_eq!(ended.unwrap_err(), error);
+    sim.settle();
+    let mut texts = log.take(tracing::Level::WARN);
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    texts.extend(log.take(tracing::Level::DEBUG));
+    let request = net.requests().remove(0);
+    let seed = format!("{:?}", request.seed);
+    let request = format!("{request:?}");
+    assert!(request.contains("localhost:1") && request.contains("x-key"));
+    assert!(!request.contains(&seed), "{request}");
+    let target = super::Target::of(url).unwrap();
+    texts.extend([request, format!("{error:?} {error}")]);
+    texts.extend([format!("{:?}", of(url)), format!("{target:?}")]);
+    for text in texts {
+        assert!(!text.contains("secret"), "{text}");
+    }
+}
+
+#[test]
 fn a_token_is_asked_for_at_every_attempt_and_the_options_travel() {
     let net = Net::kind();
     net.script([refused(500)]);
