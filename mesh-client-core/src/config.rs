@@ -30,7 +30,7 @@ impl Default for Reconnect {
     }
 }
 
-/// The options of a [`Client`](crate::Client).
+/// The options of a [`Client`](crate::Client), to be changed with `ClientBuilder::config` where a driver is in use.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]
 pub struct ClientConfig {
@@ -61,7 +61,8 @@ pub struct ClientConfig {
     pub queue_bytes_max: usize,
     /// The time that a command may wait to be sent. Default 30 s; over it: [`Outcome::Timeout`](crate::Outcome::Timeout).
     pub queue_expiry: Duration,
-    /// Commands whose reply is awaited. Default 1 000, below the server's 1 024, at most 32 768; over it commands wait in the queue.
+    /// Commands whose reply is awaited. Default 1 000, below the server's 1 024, at least 1 and at most 32 768; over it commands
+    /// wait in the queue.
     pub in_flight_max: usize,
     /// Bytes of the commands whose reply is awaited. Default 4 MiB, below the server's 8 MiB; over it commands wait in the
     /// queue. One command is always admitted.
@@ -72,7 +73,7 @@ pub struct ClientConfig {
     /// The longest frame that is sent, in bytes. Default 1 MiB, the server's limit, over which it would close the
     /// connection; over it: [`Outcome::TooLarge`](crate::Outcome::TooLarge).
     pub command_bytes_max: usize,
-    /// Bytes that wait at a socket that takes nothing. Default 4 MiB; over it commands wait in the queue and pings go unanswered.
+    /// Bytes that wait at a socket that takes nothing. Default 4 MiB, at least 1; over it commands wait in the queue and pings go unanswered.
     pub backlog_bytes_max: usize,
     /// Subscriptions, of all channels together. Default 4 096; over it: [`Outcome::TooMany`](crate::Outcome::TooMany).
     pub subscriptions_max: usize,

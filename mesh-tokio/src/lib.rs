@@ -64,7 +64,7 @@ pub use client::TokioConnector;
 pub use error::{Error, Result};
 pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerExt};
 pub use mesh_client_core::{
-    ConnectError, Loss, Stats, Status,
+    ClientConfig, ConnectError, Loss, Reconnect, Stats, Status,
     driver::{
         CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture,
         EventError, Events, MeshClient, Notices, SubscribeCall, Subscription, SubscriptionEnd,

@@ -176,6 +176,25 @@ impl ClientBuilder {
         self
     }
 
+    /// Changes any of the client's options and limits, such as those that have no method of their own here.
+    /// [`ClientConfig`] tells each with its default, and what happens over it.
+    ///
+    /// No value breaks the client: a wait of zero becomes 1 ms, one without end a hundred years, and what has bounds is
+    /// brought within them.
+    ///
+    /// ```
+    /// use mesh_client_core::driver::MeshClient;
+    ///
+    /// let builder = MeshClient::builder("ws://localhost:8080").config(|config| {
+    ///     config.in_flight_max = 200;
+    ///     config.subscriptions_max = 20_000;
+    /// });
+    /// ```
+    pub fn config(mut self, change: impl FnOnce(&mut ClientConfig)) -> Self {
+        change(&mut self.options.config);
+        self
+    }
+
     /// Runs the client on a thread of its own, so that it goes on while every thread of the runtime is blocked. Callbacks then run
     /// on that thread.
     pub fn dedicated_thread(mut self) -> Self {

@@ -422,6 +422,51 @@ fn what_can_never_work_is_said_at_once() {
 }
 
 #[test]
+fn the_limits_can_be_changed_and_no_value_breaks_the_client() {
+    let (sim, net) = (Sim::new(), mute());
+    let connecting = builder()
+        .config(|config| {
+            config.in_flight_max = 1;
+            config.subscriptions_max = 0;
+        })
+        .connect_on(sim.runtime(), net.connector());
+    let client = sim.block_on(connecting).unwrap();
+    let calls: Vec<_> = (0..3)
+        .map(|n| client.command::<_, u32>("x", n).into_future())
+        .collect();
+    sim.settle();
+    assert_eq!(net.wire(0).sent().len(), 1, "the others wait");
+    drop(calls);
+    let subscribed = sim.block_on(client.subscribe("a").into_future());
+    assert!(matches!(subscribed, Err(ClientError::TooMany)));
+
+    for (number, duration) in [(0, Duration::ZERO), (usize::MAX, Duration::MAX)] {
+        let net = Net::kind();
+        let connecting = builder()
+            .config(|config| {
+                for max in [
+                    &mut config.in_flight_max,
+                    &mut config.in_flight_bytes_max,
+                    &mut config.abandoned_max,
+                    &mut config.backlog_bytes_max,
+                ] {
+                    *max = number;
+                }
+                config.stable_after = duration;
+                config.restore_retry = duration;
+            })
+            .ping_timeout(Duration::MAX)
+            .connect_on(sim.runtime(), net.connector());
+        let client = sim.block_on(connecting).unwrap();
+        let reply = sim.block_on(client.command::<_, u32>("x", 7).into_future());
+        assert_eq!(reply, Ok(7));
+        net.wire(0).cut();
+        sim.sleep(5 * SECOND);
+        assert!(client.is_online());
+    }
+}
+
+#[test]
 fn secrets_stay_out_of_the_log_and_out_of_debug() {
     let (log, _guard) = Log::start();
     let (sim, net) = (Sim::new(), Net::kind());
