@@ -116,7 +116,7 @@ pub enum Outcome {
     MetadataSet,
     /// There is no connection and the command asked not to wait for one.
     Offline,
-    /// The queue's limit of commands or bytes is reached; nothing was sent.
+    /// The queue's limit of commands or bytes is reached; nothing was sent. Or too many wait for the connection.
     QueueFull,
     /// The server said no.
     Refused(Refusal),

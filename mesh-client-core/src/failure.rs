@@ -11,7 +11,8 @@ const SHOWN_MAX: usize = 200;
 ///
 /// [`InvalidHeader`](Self::InvalidHeader), [`InvalidRoot`](Self::InvalidRoot), [`InvalidUrl`](Self::InvalidUrl),
 /// [`Unsupported`](Self::Unsupported) and [`Usage`](Self::Usage) can never succeed and end the client, as does a
-/// [`Refused`](Self::Refused) with 401 or 403. Everything else is tried again.
+/// [`Refused`](Self::Refused) with 401 or 403. [`TooMany`](Self::TooMany) is about a call and not the client. Everything else
+/// is tried again, as far as the options allow.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -21,7 +22,7 @@ pub enum ConnectError {
     /// The server's answer to the upgrade broke the WebSocket handshake, or is no HTTP at all.
     #[error("the handshake failed: {0}")]
     Handshake(String),
-    /// A header's name or value cannot be sent.
+    /// A header's name or value cannot be sent, or it asks for a subprotocol or an extension, of which the client has none.
     #[error("the header {0:?} cannot be sent")]
     InvalidHeader(String),
     /// A certificate that was given as a root is none.
@@ -61,6 +62,9 @@ pub enum ConnectError {
     /// The token provider failed.
     #[error("no token: {0}")]
     Token(String),
+    /// So many calls wait for the connection that this one does not. One is enough to know when it is up.
+    #[error("too many calls wait for the connection already")]
+    TooMany,
     /// The URL asks for what the adapter was built without; the text says for what.
     #[error("{0}")]
     Unsupported(&'static str),
@@ -86,7 +90,8 @@ impl ConnectError {
             | Self::Thread(_)
             | Self::Timeout(_)
             | Self::Tls(_)
-            | Self::Token(_) => false,
+            | Self::Token(_)
+            | Self::TooMany => false,
         }
     }
 }

@@ -40,7 +40,8 @@ pub(super) struct Online {
 
 impl<T> Client<T> {
     /// Connects, if the client is not connected or about to be. The token comes back once the connection is up
-    /// ([`Outcome::Connected`]) or the client has ended ([`Outcome::ConnectFailed`]).
+    /// ([`Outcome::Connected`]) or the client has ended ([`Outcome::ConnectFailed`]), or at once where 1 000 wait already
+    /// ([`Outcome::QueueFull`]).
     pub fn handle_connect(&mut self, token: T, now: Instant) {
         self.now = Some(now);
         if self.is_online() {

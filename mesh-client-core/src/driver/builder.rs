@@ -10,7 +10,7 @@ use super::{
     client::MeshClient,
     connector::Connector,
     shared::{Handle, Shared},
-    target::Target,
+    target::{Target, is_vain},
     task::Driver,
 };
 use crate::{Client, ClientConfig, ConnectError, Reconnect, failure::public_part};
@@ -56,15 +56,22 @@ impl ClientBuilder {
     }
 
     /// Sends a header with each upgrade. One that cannot be sent fails at the end, as [`ConnectError::InvalidHeader`].
+    ///
+    /// So does one that asks for a subprotocol or an extension (`Sec-WebSocket-Protocol`, `Sec-WebSocket-Extensions`), for the
+    /// client has none. An `Authorization` is sent in place of the URL's user and password. What else belongs to the
+    /// handshake, such as `Upgrade`, is replaced by the handshake's own.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         match (HeaderName::try_from(name), HeaderValue::try_from(value)) {
-            (Ok(name), Ok(value)) => drop(self.options.headers.append(name, value)),
+            (Ok(name), Ok(value)) if !is_vain(&name) => {
+                self.options.headers.append(name, value);
+            }
             _ => self.invalid_header = Some(name.to_owned()),
         }
         self
     }
 
-    /// Asks for a token at every attempt, so that one that ran out is renewed, and sends it as `Authorization: Bearer …`.
+    /// Asks for a token at every attempt, so that one that ran out is renewed, and sends it as `Authorization: Bearer …`, in
+    /// place of any other.
     ///
     /// An error is a failed attempt and retried like any other. The connect timeout includes the asking.
     pub fn token_provider<F, Fut, E>(mut self, provider: F) -> Self

@@ -33,6 +33,9 @@ pub struct MeshClient {
 
 impl MeshClient {
     /// Sets up a client for `ws://` or `wss://`.
+    ///
+    /// User and password of the URL (`ws://user:password@host`, percent-encoded) are sent as `Authorization: Basic …`
+    /// (RFC 7617), unless a header or a token provider says otherwise. Without `wss` the whole network can read them.
     pub fn builder(url: &str) -> ClientBuilder {
         ClientBuilder::new(url)
     }
@@ -50,8 +53,15 @@ impl MeshClient {
     /// Connects, again after a [`close`](Self::close) too, and waits until the connection is up. Done at once if it is.
     ///
     /// # Errors
-    /// What ended the client: [`ConnectError::Refused`] with 401 or 403, any failure of the first attempt with `fail_fast`, the last
-    /// failure once `max_reconnect_attempts` were in vain, or [`ConnectError::Closed`]. Other failures are retried.
+    /// What ended the client:
+    /// - [`ConnectError::Refused`] with 401 or 403, and what can never succeed, as [`ConnectError`] lists it;
+    /// - any failure of the first attempt with [`fail_fast`](ClientBuilder::fail_fast);
+    /// - the last failure once [`max_reconnect_attempts`](ClientBuilder::max_reconnect_attempts) were in vain;
+    /// - [`ConnectError::Lost`] where the connection is lost while things are put back, with
+    ///   [`should_reconnect`](ClientBuilder::should_reconnect) off;
+    /// - [`ConnectError::Closed`] after a [`close`](Self::close), or once the client's runtime is gone.
+    ///
+    /// [`ConnectError::TooMany`] where 1 000 calls wait already; the client goes on. Other failures are retried.
     pub async fn open(&self) -> Result<(), ConnectError> {
         match self
             .shared()
@@ -60,9 +70,7 @@ impl MeshClient {
         {
             Outcome::Connected => Ok(()),
             Outcome::ConnectFailed(error) => Err(error),
-            Outcome::QueueFull => Err(ConnectError::Usage(
-                "too many calls of open(..) wait already; one is enough to know when the connection is up",
-            )),
+            Outcome::QueueFull => Err(ConnectError::TooMany),
             _ => Err(ConnectError::Closed),
         }
     }

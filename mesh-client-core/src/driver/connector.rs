@@ -31,7 +31,7 @@ pub trait Connector: Debug + Send + Sync + 'static {
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ConnectRequest {
-    /// Where to: `ws://` or `wss://`, checked to be a URL with a host.
+    /// Where to: `ws://` or `wss://`, checked to be a URL with a host. [`open`](Self::open) sends its user and password.
     pub url: String,
     /// Headers to send with the upgrade, `Authorization` included.
     pub headers: HeaderMap,

@@ -2,7 +2,11 @@
 
 use std::fmt;
 
-use http::{HeaderValue, Request, Response, Uri, header::HOST};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use http::{
+    HeaderName, HeaderValue, Request, Response, Uri,
+    header::{AUTHORIZATION, HOST, SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL},
+};
 use mesh_core::{
     driver::{ByteStream, Socket, WebSocketStream},
     websocket::handshake,
@@ -32,15 +36,24 @@ pub struct Target {
     pub port: u16,
     /// The `Host` header: without user and password, and without a port that goes without saying.
     authority: String,
+    /// User and password, as an `Authorization` header says them.
+    authorization: Option<HeaderValue>,
     /// Path and query.
     path: String,
+}
+
+/// Whether a header asks for what the client could not take up: it has no subprotocol and no extension to offer, and a
+/// server that grants one breaks the handshake.
+pub(crate) fn is_vain(header: &HeaderName) -> bool {
+    [SEC_WEBSOCKET_EXTENSIONS, SEC_WEBSOCKET_PROTOCOL].contains(header)
 }
 
 impl Target {
     /// Takes a URL apart.
     ///
     /// # Errors
-    /// [`ConnectError::InvalidUrl`] where it is not `ws://` or `wss://` with a host, or names a port that is none.
+    /// [`ConnectError::InvalidUrl`] where it is not `ws://` or `wss://` with a host, names a port that is none, or a user or
+    /// password that HTTP cannot say: a control character in either, or a colon (`%3A`) in the user.
     pub fn of(url: &str) -> Result<Self, ConnectError> {
         let invalid = || ConnectError::InvalidUrl(public_part(url));
         let uri: Uri = url.parse().map_err(|_| invalid())?;
@@ -67,12 +80,59 @@ impl Target {
             } else {
                 format!("{host}:{port}")
             },
+            authorization: basic(&uri).map_err(|Unspeakable| invalid())?,
             path: match uri.query() {
                 Some(query) => path + "?" + query,
                 None => path,
             },
         })
     }
+}
+
+/// No user or password of HTTP.
+struct Unspeakable;
+
+/// User and password of a URL as HTTP says them (RFC 7617); `None` where it has neither.
+fn basic(uri: &Uri) -> Result<Option<HeaderValue>, Unspeakable> {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    let Some((userinfo, _)) = authority
+        .rsplit_once('@')
+        .filter(|(info, _)| !info.is_empty())
+    else {
+        return Ok(None);
+    };
+    let (user, password) = userinfo.split_once(':').unwrap_or((userinfo, ""));
+    let (mut pair, password) = (percent_decoded(user), percent_decoded(password));
+    if pair.contains(&b':') {
+        return Err(Unspeakable);
+    }
+    pair.push(b':');
+    pair.extend(password);
+    if pair.iter().any(u8::is_ascii_control) {
+        return Err(Unspeakable);
+    }
+    let value = format!("Basic {}", STANDARD.encode(pair));
+    let mut value = HeaderValue::try_from(value).map_err(|_| Unspeakable)?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// A `%` without two hexadecimal digits behind it stays as it is, as in browsers.
+fn percent_decoded(text: &str) -> Vec<u8> {
+    let digit = |byte: Option<&u8>| byte.and_then(|&byte| char::from(byte).to_digit(16));
+    let (mut rest, mut decoded) = (text.as_bytes(), Vec::with_capacity(text.len()));
+    while let Some((&first, behind)) = rest.split_first() {
+        let pair = digit(behind.first()).zip(digit(behind.get(1)));
+        let byte = pair.and_then(|(high, low)| u8::try_from(high << 4 | low).ok());
+        if let Some(byte) = byte.filter(|_| first == b'%') {
+            decoded.push(byte);
+            rest = &behind[2..];
+        } else {
+            decoded.push(first);
+            rest = behind;
+        }
+    }
+    decoded
 }
 
 /// A port that is no port, such as 65536, reads as none.
@@ -93,11 +153,16 @@ pub struct Opening {
 impl ConnectRequest {
     /// Begins the opening handshake: what to send, with the path alone as its URI, and what to make of the answer.
     ///
-    /// The handshake's own header fields win over the caller's, except for `Host`.
+    /// The handshake's own header fields win over the caller's, except for `Host`. User and password of the URL are sent as
+    /// `Authorization: Basic …` (RFC 7617), unless the caller has an `Authorization` of its own.
     ///
     /// # Errors
-    /// [`ConnectError::InvalidUrl`] where the target cannot stand in a request.
+    /// [`ConnectError::InvalidUrl`] where the target cannot stand in a request, [`ConnectError::InvalidHeader`] where the caller
+    /// asks for a subprotocol or an extension.
     pub fn open(&self, target: &Target) -> Result<(Request<()>, Opening), ConnectError> {
+        if let Some(name) = self.headers.keys().find(|name| is_vain(name)) {
+            return Err(ConnectError::InvalidHeader(name.to_string()));
+        }
         // The nonce is public, so the masks follow from the other half alone.
         let (mut nonce, mut mask_seed) = ([0; 16], [0; 32]);
         nonce.copy_from_slice(&self.seed[..16]);
@@ -109,6 +174,9 @@ impl ConnectRequest {
         let host = HeaderValue::try_from(&target.authority).map_err(|_| invalid())?;
         let headers = request.headers_mut();
         headers.insert(HOST, host);
+        if let Some(authorization) = &target.authorization {
+            headers.insert(AUTHORIZATION, authorization.clone());
+        }
         headers.extend(self.headers.clone());
         headers.extend(handshake::request_headers(&nonce));
         let opening = Opening {
@@ -162,7 +230,7 @@ impl fmt::Debug for Opening {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderName};
+    use http::HeaderMap;
 
     use super::*;
 
@@ -174,6 +242,7 @@ mod tests {
             port,
             authority,
             path,
+            ..
         } = target;
         (is_secure, host, port, authority, path)
     }
@@ -245,7 +314,10 @@ mod tests {
     }
 
     fn open(headers: &HeaderMap) -> Request<()> {
-        let url = "ws://localhost:81/a";
+        open_url("ws://localhost:81/a", headers).unwrap()
+    }
+
+    fn open_url(url: &str, headers: &HeaderMap) -> Result<Request<()>, ConnectError> {
         let mut seed = [7; 32];
         seed[16..].fill(8);
         let request = ConnectRequest {
@@ -255,7 +327,55 @@ mod tests {
             message_bytes_max: 1 << 20,
             seed,
         };
-        request.open(&Target::of(url).unwrap()).unwrap().0
+        Ok(request.open(&Target::of(url)?)?.0)
+    }
+
+    #[test]
+    fn user_and_password_of_the_url_are_sent_unless_the_caller_says_better() {
+        for (userinfo, sent) in [
+            // The example of RFC 7617, section 2.
+            (
+                "Aladdin:open%20sesame",
+                "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==",
+            ),
+            ("test:123%C2%A3", "Basic dGVzdDoxMjPCow=="), // and of section 2.1
+            ("a:b:c", "Basic YTpiOmM="),
+            ("a", "Basic YTo="),
+            (":b", "Basic OmI="),
+            ("a:%zz%4", "Basic YTolenolNA=="), // as it stands
+        ] {
+            let url = format!("ws://{userinfo}@localhost:81/a");
+            let request = open_url(&url, &HeaderMap::new()).unwrap();
+            let value = &request.headers()["authorization"];
+            assert_eq!(value.to_str().unwrap(), sent);
+            assert!(value.is_sensitive());
+            assert_eq!(request.headers()["host"], "localhost:81");
+        }
+        let without = open_url("ws://@localhost:81/a", &HeaderMap::new()).unwrap();
+        assert!(!without.headers().contains_key("authorization"));
+
+        let bearer = HeaderValue::from_static("Bearer x");
+        let own = HeaderMap::from_iter([(AUTHORIZATION, bearer)]);
+        let request = open_url("ws://a:b@localhost", &own).unwrap();
+        let values = request.headers().get_all("authorization").iter();
+        assert_eq!(values.collect::<Vec<_>>(), ["Bearer x"]);
+
+        for userinfo in ["a%3Ab:c", "a:b%0D%0A", "a%00:b"] {
+            let url = format!("ws://{userinfo}@localhost:81/a");
+            let refused = open_url(&url, &HeaderMap::new()).map(|_| ());
+            let shown = "ws://localhost:81/a".to_owned();
+            assert_eq!(refused, Err(ConnectError::InvalidUrl(shown)), "{userinfo}");
+        }
+    }
+
+    #[test]
+    fn what_the_client_could_not_take_up_is_not_asked_for() {
+        for name in ["sec-websocket-protocol", "sec-websocket-extensions"] {
+            let header = HeaderName::from_static(name);
+            let own = HeaderMap::from_iter([(header, HeaderValue::from_static("chat"))]);
+            let refused = open_url("ws://localhost", &own).map(|_| ());
+            assert_eq!(refused, Err(ConnectError::InvalidHeader(name.to_owned())));
+        }
     }
 
     #[test]

@@ -415,6 +415,12 @@ fn what_can_never_work_is_said_at_once() {
         build(builder().header("a b", "c")),
         ConnectError::InvalidHeader("a b".into())
     );
+    for name in ["Sec-WebSocket-Protocol", "sec-websocket-extensions"] {
+        assert_eq!(
+            build(builder().header(name, "chat")),
+            ConnectError::InvalidHeader(name.into())
+        );
+    }
     assert!(matches!(
         build(builder().dedicated_thread()),
         ConnectError::Thread(_)
@@ -463,6 +469,25 @@ fn the_limits_can_be_changed_and_no_value_breaks_the_client() {
         net.wire(0).cut();
         sim.sleep(5 * SECOND);
         assert!(client.is_online());
+    }
+}
+
+#[test]
+fn one_open_too_many_fails_and_the_client_goes_on() {
+    let (sim, net) = (Sim::new(), Net::kind());
+    net.script([Meets::Nothing]);
+    let client = builder().build_on(sim.runtime(), net.connector()).unwrap();
+    let mut opening: Vec<_> = (0..1_000).map(|_| Box::pin(client.open())).collect();
+    for open in &mut opening {
+        assert_eq!(open.now_or_never(), None);
+    }
+    let error = sim.block_on(client.open()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "too many calls wait for the connection already"
+    );
+    for open in opening {
+        assert_eq!(sim.block_on(open), Ok(()));
     }
 }
 
