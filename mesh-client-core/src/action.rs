@@ -66,6 +66,9 @@ pub enum Action<T> {
     },
     /// The round trip that the server measured last.
     Latency(Duration),
+    /// The connection is up for `stable_after`, after an [`Action::Failed`] that was the first of its series: worth a line in the
+    /// log. Each such failure is followed by at most one.
+    Recovered,
     /// The subscription is in force again after a reconnect. What was missed, as far as it is kept, is in the history.
     Resubscribed {
         /// Whom it is for.

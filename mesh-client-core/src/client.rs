@@ -55,6 +55,7 @@ pub struct Client<T> {
     connecting: Vec<T>, // who waits to be connected
     last_error: Option<ConnectError>,
     failing: bool, // nothing was stable since the last failure
+    warned: bool,  // of a failure, and nothing was stable since
     correlator: Correlator<InFlight<T>, Option<Target>>,
     queue: Queue<T>,
     desired: Desired<T>,
@@ -97,6 +98,7 @@ impl<T> Client<T> {
             connecting: Vec::new(),
             last_error: None,
             failing: false,
+            warned: false,
             correlator: Correlator::new(),
             queue: Queue::new(),
             desired: Desired::new(),
@@ -126,7 +128,11 @@ impl<T> Client<T> {
         let state = match &self.state {
             State::Backoff { until } => Some(*until),
             State::Connecting { deadline } => Some(*deadline),
-            State::Online(online) => online.liveness.poll_timeout(),
+            State::Online(online) => {
+                let liveness = online.liveness.poll_timeout();
+                let stable = self.stable_at().filter(|_| self.warned);
+                liveness.into_iter().chain(stable).min()
+            }
             State::Ended | State::Offline => None,
         };
         [
@@ -174,6 +180,7 @@ impl<T> Client<T> {
             self.complete(command.token, Outcome::Timeout { after, sent });
         }
         self.desired.handle_timeout(now, &mut self.actions);
+        self.settle(now);
         let mut loss = self.expire_in_flight(now).then_some(Loss::Unanswered);
         if let State::Online(online) = &mut self.state
             && online.liveness.handle_timeout(now)

@@ -142,6 +142,27 @@ impl<T> Client<T> {
         for token in std::mem::take(&mut self.connecting) {
             self.complete(token, Outcome::Connected);
         }
+        self.settle(now);
+    }
+
+    /// When the connection that is up counts as stable.
+    pub(super) fn stable_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Online(online) => Some(after(online.since?, self.config.stable_after)),
+            _ => None,
+        }
+    }
+
+    /// Ends a series of failures once the connection is stable. Returns whether it is.
+    pub(super) fn settle(&mut self, now: Instant) -> bool {
+        let is_stable = self.stable_at().is_some_and(|at| at <= now);
+        if is_stable {
+            self.failing = false;
+            if std::mem::take(&mut self.warned) {
+                self.actions.push_back(Action::Recovered);
+            }
+        }
+        is_stable
     }
 
     pub(super) fn attempt_failed(&mut self, error: ConnectError, now: Instant) {
@@ -165,15 +186,8 @@ impl<T> Client<T> {
     /// The connection is over, and its socket closed or given up.
     pub(super) fn lost(&mut self, loss: Loss, now: Instant) {
         let overloaded = loss.code() == Some(CloseCode::TRY_AGAIN_LATER);
-        if let State::Online(Online {
-            since: Some(since), ..
-        }) = &self.state
-            && now.saturating_duration_since(*since) >= self.config.stable_after
-        {
-            self.failing = false;
-            if !overloaded {
-                self.backoff.reset();
-            }
+        if self.settle(now) && !overloaded {
+            self.backoff.reset();
         }
         let error = loss.clone().into();
         self.failed(&error);
@@ -194,6 +208,7 @@ impl<T> Client<T> {
     fn failed(&mut self, error: &ConnectError) {
         self.last_error = Some(error.clone());
         let is_first = !std::mem::replace(&mut self.failing, true);
+        self.warned |= is_first;
         self.actions.push_back(Action::Failed {
             error: error.clone(),
             is_first,

@@ -198,6 +198,7 @@ struct World {
     told: Option<ConnectError>, // the failure that the step under way reports
     failure: Option<ConnectError>, // the last one, while nothing is up
     up_since: Option<Instant>,
+    warned: bool, // of a failure, and no recovery since
     stable: bool, // no failure since something was
     may: May,
     ended: bool,
@@ -241,6 +242,7 @@ impl World {
             told: None,
             failure: None,
             up_since: None,
+            warned: false,
             stable: true,
             may: May::Nothing,
             ended: false,
@@ -571,7 +573,14 @@ impl World {
                 let up = self.up_since.take().map(|since| self.now - since);
                 self.stable |= up.is_some_and(|up| up >= ClientConfig::default().stable_after);
                 prop_assert_eq!(is_first, self.stable);
+                self.warned |= is_first;
                 (self.failure, self.stable) = (Some(error), false);
+            }
+            Action::Recovered => {
+                let up = self.up_since.map(|since| self.now - since);
+                let stable_after = ClientConfig::default().stable_after;
+                prop_assert!(up.is_some_and(|up| up >= stable_after), "too early");
+                prop_assert!(std::mem::take(&mut self.warned), "nothing was said");
             }
             Action::Latency(_) => prop_assert_eq!(self.may, May::Latency),
             Action::CloseSocket { attempt, .. } => {

@@ -689,6 +689,38 @@ fn only_the_first_failure_of_a_series_is_news() {
 }
 
 #[test]
+fn a_recovery_is_told_once_and_at_its_time() {
+    let recoveries = |bench: &mut Bench| {
+        let actions = bench.actions().into_iter();
+        actions.filter(|one| *one == Action::Recovered).count()
+    };
+    for (seconds, is_late) in [(0, false), (10, false), (10, true)] {
+        let stable_after = Duration::from_secs(seconds);
+        let mut bench = Bench::new(|config| {
+            config.ping_timeout = 3_600 * SECOND;
+            config.stable_after = stable_after;
+        });
+        bench.client.handle_connect(1, bench.now);
+        bench.client.handle_socket_failed(1, network(), bench.now);
+        bench.reopen(2);
+        if is_late {
+            // A driver that is behind hears of the loss first.
+            bench.now += stable_after;
+            bench.client.handle_socket_closed(2, Loss::Gone, bench.now);
+        } else if seconds > 0 {
+            assert_eq!(recoveries(&mut bench), 0);
+            let due = bench.client.poll_timeout();
+            assert_eq!(due, Some(bench.now + stable_after));
+            bench.wait(stable_after);
+        }
+        assert_eq!(recoveries(&mut bench), 1);
+        assert!(bench.client.poll_timeout().is_none_or(|at| at > bench.now));
+        bench.wait(60 * SECOND);
+        assert_eq!(recoveries(&mut bench), 0);
+    }
+}
+
+#[test]
 fn only_a_stable_connection_starts_the_backoff_anew() {
     for (online, loss, anew) in [
         (9, Loss::Gone, false),

@@ -162,6 +162,10 @@ impl Driver {
                     sink.deliver(&latency, 0);
                 }
             }
+            Action::Recovered => {
+                let server = place(&self.options.url);
+                tracing::info!(server, "the connection is up again");
+            }
             Action::Resubscribed {
                 subscription,
                 history,

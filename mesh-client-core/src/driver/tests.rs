@@ -397,6 +397,18 @@ fn the_first_failure_of_a_series_is_a_warning_and_the_rest_is_for_debugging() {
     let warnings = log.take(tracing::Level::WARN);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     assert!(warnings[0].contains("the connection was lost"));
+    let told = log.take(tracing::Level::INFO);
+    assert_eq!(told.len(), 1, "{told:?}");
+    for part in ["localhost:1", "the connection is up again"] {
+        assert!(told[0].contains(part), "{told:?}");
+    }
+    // Not before it is stable, so that the last line never says that a connection is up that is not.
+    sim.sleep(9 * SECOND);
+    net.wire(1).cut();
+    sim.sleep(9 * SECOND);
+    assert_eq!(log.take(tracing::Level::INFO), [""; 0]);
+    sim.sleep(60 * SECOND);
+    assert_eq!(log.take(tracing::Level::INFO).len(), 1);
 }
 
 #[test]
