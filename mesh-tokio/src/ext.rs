@@ -49,7 +49,7 @@ impl MeshServerBuilderExt for MeshServerBuilder {
 /// [`handshake_time_max`](mesh_core::protocol::Limits::handshake_time_max) for TLS and its first request, and as long for each further exchange
 /// or wait; after an upgrade nothing of HTTP is left in it. Where [`handshakes_max`](mesh_core::protocol::Limits::handshakes_max) connections of
 /// a listener are not upgraded, the one that has been quiet for longest makes room for the next, as does one where the process is short of
-/// file descriptors.
+/// file descriptors. Who waits for `authenticate` or a page keeps its place; where all do, the next one waits.
 pub trait MeshServerExt {
     /// Listens on `address`, serves until [`shutdown`](MeshServer::shutdown), and returns once that is done.
     ///

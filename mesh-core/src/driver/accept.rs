@@ -32,16 +32,16 @@ pub struct Place {
 }
 
 impl Place {
-    /// [`MeshServer::handle_request`], for a connection that may ask again: its time begins anew, and where places are few the answer
-    /// says that the connection ends with it (`Connection: close`).
+    /// [`MeshServer::handle_request`], for a connection that may ask again: it gives way to nobody until the answer, with which its time
+    /// begins anew, and where places are few the answer says that the connection ends with it (`Connection: close`).
     pub async fn handle_request(
         &self,
         head: request::Parts,
         remote: Option<SocketAddr>,
     ) -> FrontDoor {
-        let now = self.server.inner.runtime.now();
-        self.entrance.state().lobby.handle_request(self.ticket, now);
+        let deciding = Deciding::begin(self);
         let mut answer = self.server.handle_request(head, remote).await;
+        drop(deciding);
         if let FrontDoor::Respond(response) = &mut answer
             && self.is_crowded()
         {
@@ -55,6 +55,28 @@ impl Place {
     fn is_crowded(&self) -> bool {
         let now = self.server.inner.runtime.now();
         self.entrance.state().lobby.is_crowded(now)
+    }
+}
+
+/// A request that is being decided about. It ends with its answer, and where nobody waits for that any more.
+struct Deciding<'a>(&'a Place);
+
+impl<'a> Deciding<'a> {
+    fn begin(place: &'a Place) -> Self {
+        place.entrance.state().lobby.handle_request(place.ticket);
+        Self(place)
+    }
+}
+
+impl Drop for Deciding<'_> {
+    fn drop(&mut self) {
+        let Place {
+            server,
+            entrance,
+            ticket,
+        } = self.0;
+        let now = server.inner.runtime.now();
+        entrance.state().lobby.handle_answer(*ticket, now);
     }
 }
 
@@ -102,8 +124,8 @@ impl MeshServer {
     /// The accept loop of a listener: hands every connection that `accept` yields to `serve`, until the server stops.
     ///
     /// At most [`handshakes_max`](super::Limits::handshakes_max) of them hold a [`Place`] at once. Where all are taken, the one that has been
-    /// quiet for longest, and for a second at least, is told to leave ([`Leaving::AtOnce`]); while there is none the newcomer waits, and
-    /// nobody else is accepted. When this future ends or is dropped, all are told to leave ([`Leaving::AfterExchange`]).
+    /// quiet for longest, and for a second at least, is told to leave ([`Leaving::AtOnce`]); quiet is who waits for no answer of the
+    /// server's. While there is none the newcomer waits, and nobody else is accepted. When this future ends or is dropped, all are told to leave ([`Leaving::AfterExchange`]).
     ///
     /// A connection that failed before it was accepted is passed over. After any other failure of `accept` (no file descriptor or memory
     /// left) the quietest is told to leave likewise, and `accept` is called again after a pause of 10 ms, which grows to 1 s where that does

@@ -35,8 +35,10 @@ pub struct Limits {
     /// Connections of this instance. Default none; over it: HTTP 503 at the upgrade.
     pub connections_max: Option<usize>,
     /// Connections of one listener that are not upgraded, at once: opening handshakes and plain HTTP requests. Default 4 096; over it
-    /// the one that has been quiet for longest is closed, or while none has been for 1 s the newcomer waits. Where 7 of 8 are in use,
-    /// plain requests are answered with `Connection: close`.
+    /// the one that has been quiet for longest is closed, or while none has been for 1 s the newcomer waits. Who waits for
+    /// `authenticate` or a page is not quiet and keeps its place, for `handshake_time_max` at most: divided by the time that
+    /// `authenticate` takes, this is how many a listener can let in per second. Where 7 of 8 are in use, plain requests are answered
+    /// with `Connection: close`.
     pub handshakes_max: usize,
     /// The time that a handshake may take. Default 10 s; over it the socket is closed.
     pub handshake_time_max: Duration,

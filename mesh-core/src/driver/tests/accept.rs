@@ -3,17 +3,22 @@
 use std::{
     future::{Future, poll_fn},
     io,
+    pin::pin,
     sync::{Arc, Mutex},
     task::Poll,
     time::{Duration, Instant},
 };
 
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{
+    FutureExt, StreamExt,
+    future::{Either, select},
+};
 use http::{Request, header};
 
+use super::front_door::upgrade;
 use crate::driver::{
-    FrontDoor, Leave, Leaving, MeshServer, Place,
+    Accept, FrontDoor, Leave, Leaving, MeshServer, MeshServerBuilder, Place, UpgradeRequest,
     testkit::{Sim, Started},
 };
 
@@ -52,9 +57,16 @@ fn accept(
 
 impl Listener {
     fn new(handshakes_max: usize) -> Self {
+        Self::with(handshakes_max, |builder| builder)
+    }
+
+    fn with(
+        handshakes_max: usize,
+        change: impl FnOnce(MeshServerBuilder) -> MeshServerBuilder,
+    ) -> Self {
         let sim = Sim::new();
-        let server = sim
-            .build(MeshServer::builder().limits(|limits| limits.handshakes_max = handshakes_max));
+        let builder = MeshServer::builder().limits(|limits| limits.handshakes_max = handshakes_max);
+        let server = sim.build(change(builder));
         let (sender, receiver) = unbounded();
         let served = Arc::new(Mutex::new(Vec::new()));
         let serving = sim.start({
@@ -85,6 +97,23 @@ impl Listener {
     fn arrive(&self, arrival: io::Result<u32>) {
         self.arrivals.unbounded_send(arrival).unwrap();
         self.sim.run();
+    }
+
+    /// Whoever has been handed to `serve` asks for an upgrade, as long as it has not to leave. Resolves to its number, and whether it is
+    /// let in.
+    fn open_all(&self) -> Vec<Started<(u32, bool)>> {
+        let served = std::mem::take(&mut *self.served.lock().unwrap());
+        let opening = served.into_iter().map(|served| {
+            self.sim.start(async move {
+                let asking = pin!(served.place.handle_request(upgrade(&[]), None));
+                let is_in = match select(asking, served.leave).await {
+                    Either::Left((answer, _)) => matches!(answer, FrontDoor::Upgrade { .. }),
+                    Either::Right(_) => false,
+                };
+                (served.number, is_in)
+            })
+        });
+        opening.collect()
     }
 
     fn numbers(&self) -> Vec<u32> {
@@ -152,6 +181,96 @@ fn who_leaves_lets_the_newcomer_in_at_once() {
         listener.sim.run();
     }
     assert_eq!(listener.numbers(), [0_u32; 0]);
+}
+
+/// An `authenticate` that takes `time` to say yes.
+fn slow(time: Duration) -> impl FnOnce(MeshServerBuilder) -> MeshServerBuilder {
+    move |builder| {
+        builder.authenticate(move |request: UpgradeRequest| async move {
+            let runtime = &request.server.inner.runtime;
+            runtime.sleep_until(runtime.now() + time).await;
+            Ok(Accept::new())
+        })
+    }
+}
+
+#[test]
+fn a_slow_authenticate_lets_a_storm_in_by_and_by() {
+    let listener = Listener::with(4, slow(1_200 * MS));
+    for number in 0..16 {
+        listener.arrive(Ok(number));
+    }
+    let mut under_way = Vec::new();
+    let mut inside = Vec::new();
+    for _ in 0..100 {
+        under_way.extend(listener.open_all());
+        listener.sim.advance(50 * MS);
+        under_way.retain(|opening| match opening.take() {
+            None => true,
+            Some((number, true)) => {
+                inside.push(number);
+                false
+            }
+            // A client tries again.
+            Some((number, false)) => {
+                listener.arrive(Ok(number));
+                false
+            }
+        });
+    }
+    assert_eq!(inside, Vec::from_iter(0..16), "four at a time");
+}
+
+#[test]
+fn who_is_being_decided_about_keeps_its_place_and_then_has_its_time() {
+    let listener = Listener::with(2, slow(3 * SECOND));
+    listener.arrive(Ok(0));
+    let first = listener.open_all().remove(0);
+    listener.arrive(Ok(1));
+    listener.arrive(Ok(2));
+    listener.sim.advance(SECOND);
+    assert_eq!(listener.numbers(), [1, 2], "only the quiet one gives way");
+    assert_eq!(listener.leaving(), [(1, Leaving::AtOnce)]);
+    // Not even for want of file descriptors.
+    listener.arrive(Err(io::Error::from_raw_os_error(EMFILE)));
+    listener.served.lock().unwrap().remove(0);
+    let second = listener.open_all().remove(0);
+    listener.arrive(Ok(3));
+    listener.sim.advance(2 * SECOND - MS);
+    assert!(!first.is_done() && !second.is_done());
+    assert_eq!(listener.numbers(), [0_u32; 0], "the newcomer waits");
+    listener.sim.advance(MS);
+    assert_eq!(first.take(), Some((0, true)));
+    assert_eq!(listener.numbers(), [3]);
+    listener.sim.advance(SECOND);
+    assert_eq!(second.take(), Some((2, true)));
+}
+
+#[test]
+fn who_has_its_answer_is_quiet_again() {
+    let listener = Listener::with(1, |builder| {
+        builder.http(async |request: UpgradeRequest| {
+            let runtime = &request.server.inner.runtime;
+            runtime.sleep_until(runtime.now() + 1_500 * MS).await;
+            None
+        })
+    });
+    listener.arrive(Ok(0));
+    let served = listener.served.lock().unwrap().pop().unwrap();
+    let asked = listener.sim.start(async move {
+        let head = Request::get("/").body(()).unwrap().into_parts().0;
+        served.place.handle_request(head, None).await;
+        // It stays for another request, and says nothing.
+        let leaving = served.leave.await;
+        drop(served.place);
+        leaving
+    });
+    listener.arrive(Ok(1));
+    listener.sim.advance(2_500 * MS - MS);
+    assert!(!asked.is_done());
+    listener.sim.advance(MS);
+    assert_eq!(asked.take(), Some(Leaving::AtOnce));
+    assert_eq!(listener.numbers(), [1]);
 }
 
 #[test]
