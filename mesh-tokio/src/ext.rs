@@ -111,7 +111,8 @@ pub trait MeshServerExt {
     /// Answers a request to upgrade that came to another HTTP server built on hyper, such as axum, and serves the stream once that server
     /// hands it over. `examples/axum.rs` shows it.
     ///
-    /// A request that is no upgrade, or is not let in, gets the answer that a listener of mesh's own would give.
+    /// A request that is no upgrade, or is not let in, gets the answer that a listener of mesh's own would give; one that is not decided
+    /// about within [`handshake_time_max`](mesh_core::protocol::Limits::handshake_time_max) gets 503.
     fn upgrade<B: Send>(
         &self,
         request: Request<B>,
@@ -120,7 +121,8 @@ pub trait MeshServerExt {
 
     /// Serves a stream that any other server upgraded: the answer with status 101 is sent, and `io` speaks WebSocket from here on.
     ///
-    /// `authenticate` and the limits decide as ever; a refusal is a close frame with 1008, or 1013 where the server is full.
+    /// `authenticate` and the limits decide as ever; a refusal is a close frame with 1008, or 1013 where the server is full
+    /// or does not decide within [`handshake_time_max`](mesh_core::protocol::Limits::handshake_time_max).
     fn serve_upgraded<S>(&self, io: S, info: ConnectInfo) -> impl Future<Output = ()> + Send
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static;

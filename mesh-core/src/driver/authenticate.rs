@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, future::select};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use serde::Serialize;
 
@@ -235,6 +238,9 @@ impl MeshServer {
     ///
     /// An upgrade passes, in this order: its form (RFC 6455, section 4.2.1), the allowed origins, the limit of connections,
     /// `authenticate`. `remote` is the client's address, if the stream has one.
+    ///
+    /// `authenticate` and the handler of plain requests have [`handshake_time_max`](super::Limits::handshake_time_max) each; one that takes
+    /// longer is dropped, and the answer is 503.
     pub async fn handle_request(&self, head: Parts, remote: Option<SocketAddr>) -> FrontDoor {
         if !handshake::is_upgrade(&head.headers) {
             return FrontDoor::Respond(self.page(head, remote).await);
@@ -264,8 +270,8 @@ impl MeshServer {
         }
     }
 
-    /// Serves a stream that something else has upgraded, so that a refusal can only be a close frame: 1013 where the server is full or
-    /// ends, 1008 for any other reason.
+    /// Serves a stream that something else has upgraded, so that a refusal can only be a close frame: 1013 where the server is full, ends
+    /// or has not decided in time, 1008 for any other reason.
     ///
     /// `head` is the request for the upgrade, to be judged as [`handle_request`](Self::handle_request) does; without one it has been judged,
     /// and only [`admit`](Self::admit) is asked.
@@ -329,7 +335,8 @@ impl MeshServer {
         };
         let request = self.request(head, remote);
         let verdict = pin!(async { authenticate(request).await });
-        match AssertUnwindSafe(Inside(verdict)).catch_unwind().await {
+        let verdict = AssertUnwindSafe(Inside(verdict)).catch_unwind();
+        match self.in_time("authenticate", verdict).await? {
             Ok(verdict) => {
                 let max = server.config.limits.metadata_bytes_max;
                 let accepted = verdict?.metadata;
@@ -352,6 +359,23 @@ impl MeshServer {
         }
     }
 
+    /// Drops what has not come to its end once a handshake has had its time: it may hang, and whoever asked holds a place.
+    async fn in_time<F>(&self, what: &str, deciding: F) -> Result<F::Output, Refusal>
+    where
+        F: Future + Unpin,
+    {
+        let runtime = &self.inner.runtime;
+        let time_max = self.limits().handshake_time_max;
+        let give_up = runtime.sleep_until(runtime.now() + time_max);
+        match select(deciding, give_up).await {
+            Either::Left((decided, _)) => Ok(decided),
+            Either::Right(_) => {
+                tracing::warn!(?time_max, "{what} did not answer in time");
+                Err(Refusal::unavailable("no answer in time"))
+            }
+        }
+    }
+
     fn request(&self, head: Parts, remote: Option<SocketAddr>) -> UpgradeRequest {
         let server = self.clone();
         UpgradeRequest {
@@ -368,10 +392,12 @@ impl MeshServer {
         };
         let request = self.request(head, remote);
         let page = pin!(async { pages(request).await });
-        let mut response = match AssertUnwindSafe(Inside(page)).catch_unwind().await {
-            Ok(Some(response)) => response,
-            Ok(None) => text(StatusCode::NOT_FOUND, "not found"),
-            Err(_) => {
+        let page = AssertUnwindSafe(Inside(page)).catch_unwind();
+        let mut response = match self.in_time("the http handler", page).await {
+            Ok(Ok(Some(response))) => response,
+            Ok(Ok(None)) => text(StatusCode::NOT_FOUND, "not found"),
+            Err(late) => late.into_response(),
+            Ok(Err(_)) => {
                 tracing::error!("the http handler panicked");
                 text(StatusCode::INTERNAL_SERVER_ERROR, "Internal error")
             }

@@ -40,7 +40,8 @@ pub struct Limits {
     /// `authenticate` takes, this is how many a listener can let in per second. Where 7 of 8 are in use, plain requests are answered
     /// with `Connection: close`.
     pub handshakes_max: usize,
-    /// The time that a handshake may take. Default 10 s; over it the socket is closed.
+    /// The time that a handshake may take, and `authenticate` or the answer to a plain request with it. Default 10 s; over it the socket
+    /// is closed: with 503 or 1013 where another server accepted it.
     pub handshake_time_max: Duration,
     /// The time that a peer has to answer a close frame. Default 2 s; then the socket is dropped.
     pub close_time_max: Duration,

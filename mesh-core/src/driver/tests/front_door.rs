@@ -1,6 +1,6 @@
 //! Who is let in, and what else the port answers.
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
@@ -263,4 +263,51 @@ fn who_was_upgraded_elsewhere_is_served_or_closed() {
     assert!(!serving.is_done());
     sim.advance(Duration::from_millis(1));
     assert!(serving.is_done() && client.is_dropped());
+}
+
+#[test]
+fn a_decision_that_never_comes_is_a_refusal_and_keeps_no_place() {
+    let sim = Sim::new();
+    let server = build(&sim, |builder| {
+        builder
+            .limits(|limits| limits.connections_max = Some(1))
+            .authenticate(async |_: UpgradeRequest| pending().await)
+            .http(async |_: UpgradeRequest| pending().await)
+    });
+    let time_max = server.limits().handshake_time_max;
+    let asking = |head| {
+        let server = server.clone();
+        sim.start(async move { server.handle_request(head, None).await })
+    };
+    let mut head = request("/", &[]);
+    head.method = http::Method::HEAD;
+    let asked = [
+        asking(upgrade(&[])),
+        asking(request("/", &[])),
+        asking(head),
+    ];
+    sim.advance(time_max - Duration::from_millis(1));
+    assert!(asked.iter().all(|asked| !asked.is_done()));
+    assert_eq!(answer(&sim, &server, upgrade(&[])).0, 503, "it is full");
+    sim.advance(Duration::from_millis(1));
+    let texts = asked.map(|asked| match asked.take() {
+        Some(FrontDoor::Respond(response)) => {
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            assert_eq!(response.headers()["retry-after"], "1");
+            String::from_utf8(response.body().to_vec()).unwrap()
+        }
+        other => panic!("{other:?}"),
+    });
+    let late = "no answer in time";
+    assert_eq!(texts, [late, late, ""]);
+    assert_eq!(server.health().connections, 0);
+
+    let (socket, client) = sim.pair();
+    let serving = sim.start(server.serve_upgraded_socket(Some(upgrade(&[])), None, socket));
+    sim.advance(time_max - Duration::from_millis(1));
+    assert_eq!(client.close_code(), None);
+    sim.advance(Duration::from_millis(1));
+    assert_eq!(client.close_code(), Some(1013));
+    assert!(serving.is_done() && client.is_dropped());
+    assert_eq!(server.health().connections, 0);
 }
