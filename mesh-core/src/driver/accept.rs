@@ -127,9 +127,9 @@ impl MeshServer {
     /// quiet for longest, and for a second at least, is told to leave ([`Leaving::AtOnce`]); quiet is who waits for no answer of the
     /// server's. While there is none the newcomer waits, and nobody else is accepted. When this future ends or is dropped, all are told to leave ([`Leaving::AfterExchange`]).
     ///
-    /// A connection that failed before it was accepted is passed over. After any other failure of `accept` (no file descriptor or memory
-    /// left) the quietest is told to leave likewise, and `accept` is called again after a pause of 10 ms, which grows to 1 s where that does
-    /// not help. A call that waits when the server stops is dropped.
+    /// A connection that failed before it was accepted is passed over. After any other failure `accept` is called again after a pause of
+    /// 10 ms, which grows to 1 s while it fails again. Where it failed for want of file descriptors or memory, the quietest is told to leave
+    /// likewise. A call that waits when the server stops is dropped.
     pub async fn accept_all<C, A>(
         &self,
         accept: impl FnMut() -> A,
@@ -163,10 +163,12 @@ impl MeshServer {
                 }
                 Err(error) => {
                     let runtime = &self.inner.runtime;
-                    let gives_way = entrance.state().lobby.handle_exhaustion(runtime.now());
-                    if let Some(told) = gives_way {
-                        pause = PAUSE_MIN;
-                        tell_to_leave(told);
+                    if is_exhaustion(&error) {
+                        let gives_way = entrance.state().lobby.handle_exhaustion(runtime.now());
+                        if let Some(told) = gives_way {
+                            pause = PAUSE_MIN;
+                            tell_to_leave(told);
+                        }
                     }
                     tracing::warn!(%error, ?pause, "cannot accept connections; trying again after a pause");
                     runtime.sleep_until(runtime.now() + pause).await;
@@ -176,6 +178,25 @@ impl MeshServer {
         }
     }
 }
+
+/// Whether the process or the system has no room for another connection, so that it helps if one goes.
+fn is_exhaustion(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory
+        || error
+            .raw_os_error()
+            .is_some_and(|code| EXHAUSTED.contains(&code))
+}
+
+/// `ENOMEM`, `ENFILE`, `EMFILE`, `ENOBUFS`: the first three are the same on every Unix.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const EXHAUSTED: [i32; 4] = [12, 23, 24, 105];
+#[cfg(all(unix, not(any(target_os = "linux", target_os = "android"))))]
+const EXHAUSTED: [i32; 4] = [12, 23, 24, 55];
+/// `ERROR_NOT_ENOUGH_MEMORY`, `WSAEMFILE`, `WSAENOBUFS`.
+#[cfg(windows)]
+const EXHAUSTED: [i32; 3] = [8, 10_024, 10_055];
+#[cfg(not(any(unix, windows)))]
+const EXHAUSTED: [i32; 0] = [];
 
 fn is_of_the_peer(kind: io::ErrorKind) -> bool {
     matches!(

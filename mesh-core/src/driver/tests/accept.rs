@@ -321,6 +321,42 @@ fn where_the_process_has_room_for_no_more_the_quietest_goes() {
     assert_eq!(listener.numbers(), [0, 1, 2]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn every_want_of_room_makes_the_quietest_go() {
+    let [enomem, enfile, enobufs] = [12, 23, 105].map(io::Error::from_raw_os_error);
+    for error in [enomem, enfile, enobufs, io::ErrorKind::OutOfMemory.into()] {
+        let listener = Listener::new(10);
+        listener.arrive(Ok(0));
+        listener.sim.advance(SECOND);
+        let text = error.to_string();
+        listener.arrive(Err(error));
+        assert_eq!(listener.leaving(), [(0, Leaving::AtOnce)], "{text}");
+    }
+}
+
+#[test]
+fn an_error_that_is_no_want_of_room_costs_nobody_its_place() {
+    const EPERM: i32 = 1;
+    let listener = Listener::new(10);
+    listener.arrive(Ok(0));
+    listener.sim.advance(2 * SECOND);
+    let errors = [
+        io::Error::from_raw_os_error(EPERM),
+        io::ErrorKind::PermissionDenied.into(),
+        io::Error::other("a proxy's header is missing"),
+    ];
+    for error in errors {
+        listener.arrive(Err(error));
+    }
+    listener.arrive(Ok(1));
+    assert_eq!(listener.numbers(), [0], "after a pause");
+    listener.sim.advance(70 * MS);
+    assert_eq!(listener.numbers(), [0, 1]);
+    assert_eq!(listener.leaving(), []);
+    assert!(listener.ask(0), "places are not few");
+}
+
 #[test]
 fn a_listener_ends_with_the_server_and_everybody_goes() {
     let listener = Listener::new(2);
