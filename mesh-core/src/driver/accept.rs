@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use http::{HeaderValue, header, request};
 
 use super::{
     FrontDoor, MeshServer,
+    episode::Episode,
     lobby::{Arrival, Lobby, Ticket},
 };
 
@@ -151,6 +152,7 @@ impl MeshServer {
         A: Future<Output = io::Result<C>>,
     {
         let mut pause = PAUSE_MIN;
+        let mut failures = Episode::default();
         loop {
             match accept().await {
                 Ok(connection) => {
@@ -163,18 +165,34 @@ impl MeshServer {
                 }
                 Err(error) => {
                     let runtime = &self.inner.runtime;
+                    let counters = &self.inner.counters;
+                    counters.accept_errors.fetch_add(1, Ordering::Relaxed);
                     if is_exhaustion(&error) {
                         let gives_way = entrance.state().lobby.handle_exhaustion(runtime.now());
                         if let Some(told) = gives_way {
                             pause = PAUSE_MIN;
-                            tell_to_leave(told);
+                            self.evict(told);
                         }
                     }
-                    tracing::warn!(%error, ?pause, "cannot accept connections; trying again after a pause");
+                    if failures.begins(runtime.now()) {
+                        tracing::warn!(%error, "cannot accept connections; trying again after a pause, and from now on quietly");
+                    } else {
+                        tracing::debug!(%error, ?pause, "cannot accept connections");
+                    }
                     runtime.sleep_until(runtime.now() + pause).await;
                     pause = PAUSE_MAX.min(pause * 2);
                 }
             }
+        }
+    }
+}
+
+impl MeshServer {
+    fn evict(&self, told: Told) {
+        // It may be upgraded or over by now, and its place is on its way back.
+        if told.send(()).is_ok() {
+            let evicted = &self.inner.counters.handshakes_evicted;
+            evicted.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -212,11 +230,6 @@ fn is_of_the_peer(kind: io::ErrorKind) -> bool {
 /// Sent: leave at once. Dropped: leave after the exchange.
 type Told = oneshot::Sender<()>;
 
-fn tell_to_leave(told: Told) {
-    // It may be upgraded or over by now, and its place is on its way back.
-    let _ = told.send(());
-}
-
 /// Where newcomers come in, for the accept loop and every place.
 #[derive(Clone, Debug)]
 struct Entrance(Arc<Mutex<State>>);
@@ -224,6 +237,8 @@ struct Entrance(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     lobby: Lobby<Told>,
+    /// Who had to go because the listener is full.
+    evictions: Episode,
     /// The accept loop, where it waits for somebody to leave.
     waiting: Option<Waker>,
 }
@@ -232,6 +247,7 @@ impl Entrance {
     fn new(places_max: usize) -> Self {
         Self(Arc::new(Mutex::new(State {
             lobby: Lobby::new(places_max),
+            evictions: Episode::default(),
             waiting: None,
         })))
     }
@@ -249,7 +265,13 @@ impl Entrance {
             match arrival {
                 Arrival::Admitted { ticket, gives_way } => {
                     if let Some(told) = gives_way {
-                        tell_to_leave(told);
+                        server.evict(told);
+                        if self.state().evictions.begins(runtime.now()) {
+                            tracing::warn!(
+                                handshakes_max = server.limits().handshakes_max,
+                                "a listener is full; who is quiet before the upgrade makes room for others"
+                            );
+                        }
                     }
                     let place = Place {
                         server: server.clone(),

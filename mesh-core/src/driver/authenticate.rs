@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
 };
 
 use bytes::Bytes;
@@ -18,7 +18,9 @@ use futures_util::{
 use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use serde::Serialize;
 
-use super::{MeshServer, ServerError, Socket, inside::Inside, metadata, server::Inner};
+use super::{
+    MeshServer, ServerError, Socket, episode::Episode, inside::Inside, metadata, server::Inner,
+};
 use crate::{
     backend::{BoxFuture, Json},
     protocol::EncodeError,
@@ -145,6 +147,8 @@ pub(super) struct Front {
     authenticate: Option<Authenticate>,
     origins: Option<BTreeSet<String>>,
     pages: Option<Page>,
+    /// Decisions that did not come in time.
+    late: Mutex<Episode>,
 }
 
 impl Front {
@@ -370,7 +374,19 @@ impl MeshServer {
         match select(deciding, give_up).await {
             Either::Left((decided, _)) => Ok(decided),
             Either::Right(_) => {
-                tracing::warn!(?time_max, "{what} did not answer in time");
+                let mut late = self
+                    .inner
+                    .front
+                    .late
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let begins = late.begins(runtime.now());
+                drop(late);
+                if begins {
+                    tracing::warn!(?time_max, "{what} did not answer in time");
+                } else {
+                    tracing::debug!("{what} did not answer in time");
+                }
                 Err(Refusal::unavailable("no answer in time"))
             }
         }

@@ -558,6 +558,8 @@ impl MeshServer {
         Metrics {
             connections: self.inner.admitted.load(Ordering::Relaxed),
             connections_total: counters.connections_total.load(Ordering::Relaxed),
+            accept_errors_total: counters.accept_errors.load(Ordering::Relaxed),
+            handshakes_evicted_total: counters.handshakes_evicted.load(Ordering::Relaxed),
             slow_consumers_total: counters.slow_consumers.load(Ordering::Relaxed),
             handler_panics_total: counters.handler_panics.load(Ordering::Relaxed),
             backend_errors_total: counters.backend_errors.load(Ordering::Relaxed),
@@ -603,6 +605,10 @@ pub struct Metrics {
     pub connections: usize,
     /// Connections that were let in.
     pub connections_total: u64,
+    /// Failures to accept a connection, without those where the peer was gone. Those for want of file descriptors or memory make others go.
+    pub accept_errors_total: u64,
+    /// Connections that were sent away before their upgrade to make room for others.
+    pub handshakes_evicted_total: u64,
     /// Connections closed because they did not read as fast as they were sent to.
     pub slow_consumers_total: u64,
     /// Handlers, middleware and outcome hooks that panicked.

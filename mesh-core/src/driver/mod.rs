@@ -11,6 +11,7 @@ mod confirm;
 mod connection;
 mod context;
 mod dispatch;
+mod episode;
 mod error;
 mod handler;
 mod hooks;

@@ -64,10 +64,12 @@ pub(super) type Shard = Instance<Arc<Shared>, Completion>;
 /// How many of what; for metrics.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
+    pub(super) accept_errors: AtomicU64,
     pub(super) backend_errors: AtomicU64,
     pub(super) backend_messages_dropped: AtomicU64,
     pub(super) connections_total: AtomicU64,
     pub(super) handler_panics: AtomicU64,
+    pub(super) handshakes_evicted: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
 }
 

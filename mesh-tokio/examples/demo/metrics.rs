@@ -104,6 +104,18 @@ impl Metrics {
             of_server.connections_total,
         );
         single(
+            "mesh_accept_errors_total",
+            "counter",
+            "Failures to accept a connection.",
+            of_server.accept_errors_total,
+        );
+        single(
+            "mesh_handshakes_evicted_total",
+            "counter",
+            "Connections that were sent away before their upgrade to make room for others.",
+            of_server.handshakes_evicted_total,
+        );
+        single(
             "mesh_slow_consumers_total",
             "counter",
             "Connections closed because they did not read as fast as they were sent to.",

@@ -4,7 +4,10 @@ use std::{
     future::{Future, poll_fn},
     io,
     pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
@@ -15,6 +18,10 @@ use futures_util::{
     future::{Either, select},
 };
 use http::{Request, header};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    span::{Attributes, Id, Record},
+};
 
 use super::front_door::upgrade;
 use crate::driver::{
@@ -355,6 +362,74 @@ fn an_error_that_is_no_want_of_room_costs_nobody_its_place() {
     assert_eq!(listener.numbers(), [0, 1]);
     assert_eq!(listener.leaving(), []);
     assert!(listener.ask(0), "places are not few");
+}
+
+/// Counts the warnings of its thread.
+#[derive(Clone, Default)]
+struct Warnings(Arc<AtomicUsize>);
+
+impl Warnings {
+    fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
+
+impl Subscriber for Warnings {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        if *event.metadata().level() == Level::WARN {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn who_is_sent_away_and_what_fails_is_counted_and_told_once() {
+    let warnings = Warnings::default();
+    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let listener = Listener::new(2);
+    let counted = || {
+        let metrics = listener.server.metrics();
+        (
+            metrics.handshakes_evicted_total,
+            metrics.accept_errors_total,
+        )
+    };
+    let fail = || {
+        listener.arrive(Err(io::Error::from_raw_os_error(EMFILE)));
+        listener.sim.advance(10 * SECOND);
+    };
+    for number in 0..5 {
+        listener.arrive(Ok(number));
+        listener.sim.advance(SECOND);
+    }
+    assert_eq!(counted(), (3, 0));
+    assert_eq!(warnings.take(), 1);
+    for _ in 0..20 {
+        fail();
+    }
+    assert_eq!(counted(), (5, 20), "two were left");
+    assert_eq!(warnings.take(), 1);
+    listener.arrive(Err(io::ErrorKind::ConnectionAborted.into()));
+    assert_eq!(counted(), (5, 20));
+    listener.sim.advance(60 * SECOND);
+    fail();
+    assert_eq!(warnings.take(), 1, "another episode");
 }
 
 #[test]
