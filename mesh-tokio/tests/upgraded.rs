@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -21,7 +21,7 @@ use tokio_tungstenite::{
     tungstenite::{Message, protocol::Role},
 };
 
-use crate::common::{PATIENCE, Peer, patiently, server_with};
+use crate::common::{PATIENCE, Peer, patiently, server_with, until};
 
 const NOOP: &str = r#"{"id":1,"command":"mesh/noop","payload":{}}"#;
 
@@ -165,4 +165,30 @@ async fn who_is_not_let_in_is_closed_with_1008() {
     // tungstenite answers when it is polled again.
     let _ = peer.0.next().await;
     patiently("the end", serving).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_decision_that_never_comes_ends_with_the_time_of_a_handshake() {
+    let server = MeshServer::builder()
+        .limits(|limits| limits.handshake_time_max = Duration::from_millis(200))
+        .authenticate(async |_: UpgradeRequest| pending().await)
+        .build();
+    let address = hyper_server(server.clone()).await;
+    let stream = TcpStream::connect(address).await.unwrap();
+    let opened = tokio_tungstenite::client_async("ws://localhost/mesh", stream);
+    let refused = patiently("the answer", opened).await;
+    assert!(refused.unwrap_err().to_string().contains("503"));
+
+    let (near, far) = duplex(4 << 10);
+    let info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
+    tokio::spawn({
+        let server = server.clone();
+        async move { server.serve_upgraded(far, info).await }
+    });
+    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+    assert_eq!(Peer(socket).close_code().await, Some(1013));
+    until("the place is given back", || {
+        server.health().connections == 0
+    })
+    .await;
 }
