@@ -30,6 +30,7 @@ pub struct Builder {
     response_timeout: Duration,
     wait: bool,
     metadata_bytes_max: usize,
+    sharded: bool,
     lease: Duration,
 }
 
@@ -46,6 +47,7 @@ impl Builder {
             response_timeout: Duration::from_secs(4),
             wait: false,
             metadata_bytes_max: 64 << 10,
+            sharded: false,
             lease: Duration::from_secs(15),
         }
     }
@@ -121,6 +123,24 @@ impl Builder {
         self
     }
 
+    /// Rooms' events and what instances tell each other travel by sharded pub/sub, `SPUBLISH` and `SSUBSCRIBE`; off by
+    /// default.
+    ///
+    /// On a Redis Cluster classic pub/sub takes every message to every node; a sharded one stays with the node that
+    /// has its slot, so that more nodes carry more messages. It costs each instance one more connection to each node,
+    /// and a slot that moves is a short outage of the instances that listen there: `Lost`, then `Restored`. On a
+    /// single Redis it works and gains nothing.
+    ///
+    /// Channels stay classic, as any program may publish to them and hear them; so does what goes to all instances.
+    ///
+    /// All instances have the same setting, or some would not hear the others: while instances run with the other,
+    /// [`connect`](Self::connect) fails with [`ConnectError::Sharding`]. To change it, stop them all first.
+    #[must_use]
+    pub fn sharded(mut self, sharded: bool) -> Self {
+        self.sharded = sharded;
+        self
+    }
+
     /// How long an instance that is silent counts as alive, 15 s; for tests, which have no time.
     #[doc(hidden)]
     #[must_use]
@@ -166,6 +186,7 @@ impl Builder {
             response_timeout: self.response_timeout,
             wait: self.wait,
             metadata_bytes_max: self.metadata_bytes_max,
+            sharded: self.sharded,
             lease: self.lease,
         })
     }
@@ -208,6 +229,7 @@ impl fmt::Debug for Builder {
         f.debug_struct("Builder")
             .field("prefix", &self.prefix)
             .field("cluster", &self.cluster)
+            .field("sharded", &self.sharded)
             .finish_non_exhaustive()
     }
 }
@@ -222,6 +244,7 @@ pub(crate) struct Config {
     pub(crate) response_timeout: Duration,
     pub(crate) wait: bool,
     pub(crate) metadata_bytes_max: usize,
+    pub(crate) sharded: bool,
     pub(crate) lease: Duration,
 }
 

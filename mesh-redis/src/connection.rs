@@ -1,4 +1,4 @@
-//! The two connections of one epoch, and what their errors mean.
+//! The connections of one epoch, and what their errors mean.
 
 use std::{
     pin::pin,
@@ -19,9 +19,10 @@ use crate::{
     ConnectError,
     config::Config,
     decode,
-    keys::Incarnation,
+    keys::{Incarnation, Keys},
+    listeners::Listeners,
     scripts::{self, Script},
-    subscriptions::TOPICS_PER_COMMAND,
+    shards::Watch,
 };
 
 /// How many commands wait for the connection's task before their senders do.
@@ -62,9 +63,15 @@ impl Commands {
         value.extract_error()
     }
 
-    /// A `PUBLISH` goes to one node for each channel, so that a channel keeps its order.
-    async fn publish(&mut self, channel: &str, message: &[u8]) -> Result<Value, RedisError> {
-        let mut cmd = redis::cmd("PUBLISH");
+    /// A message goes to one node for each channel, so that a channel keeps its order; a sharded one to the only node
+    /// that takes it.
+    async fn publish(
+        &mut self,
+        command: &str,
+        channel: &str,
+        message: &[u8],
+    ) -> Result<Value, RedisError> {
+        let mut cmd = redis::cmd(command);
         cmd.arg(channel).arg(message);
         match self {
             Self::Single(_) => self.send(&cmd).await,
@@ -91,14 +98,15 @@ pub(crate) struct Session {
     /// Set by the registration.
     pub(crate) incarnation: OnceLock<Incarnation>,
     commands: Commands,
-    subscriptions: MultiplexedConnection,
+    keys: Keys,
+    listeners: Listeners,
     ended: Ended,
     /// Taken to end it.
     end: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Session {
-    /// Opens both connections, checks the server and brings it the scripts.
+    /// Opens the connections, checks the server and brings it the scripts.
     pub(crate) async fn open(
         config: &Config,
         epoch: u64,
@@ -108,6 +116,8 @@ impl Session {
         let node = &config.nodes[epoch as usize % config.nodes.len()];
         let refused = |error: RedisError| connect_error(config, &error);
         let client = Client::open(node.clone()).map_err(refused)?;
+        let watch = Arc::new(Watch::default());
+        let watching = Arc::clone(&watch);
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.connect_timeout))
             // Pings vouch for every answer: replies come in order.
@@ -115,7 +125,9 @@ impl Session {
             .set_pipeline_buffer_size(COMMANDS_WAITING)
             .set_write_backpressure_boundary(BYTES_GATHERED)
             .set_push_sender(move |info| {
-                push(info);
+                if watching.lets_pass(&info) {
+                    push(info);
+                }
                 Ok::<(), redis::aio::SendError>(())
             });
         let subscriptions = client.get_multiplexed_async_connection_with_config(&settings);
@@ -123,11 +135,17 @@ impl Session {
         let (subscriptions, commands) = try_join(subscriptions, commands).await.map_err(refused)?;
 
         let (end, ended) = oneshot::channel();
-        let session = Self {
+        let keys = Keys::new(&config.prefix, config.sharded);
+        #[cfg_attr(
+            not(feature = "cluster"),
+            expect(unused_mut, reason = "a single Redis has one")
+        )]
+        let mut session = Self {
             epoch,
             incarnation: OnceLock::new(),
             commands,
-            subscriptions,
+            listeners: Listeners::new(keys.clone(), subscriptions, watch),
+            keys,
             ended: ended.shared(),
             end: std::sync::Mutex::new(Some(end)),
         };
@@ -138,6 +156,11 @@ impl Session {
                 Ok(found) => ConnectError::Version { found },
                 Err(error) => refused(error),
             })?;
+        #[cfg(feature = "cluster")]
+        if config.cluster && config.sharded {
+            let spread = session.listeners.spread(node, &settings).await;
+            spread.map_err(refused)?;
+        }
         session.load_scripts().await.map_err(refused)?;
         Ok(session)
     }
@@ -171,7 +194,7 @@ impl Session {
     async fn check_version(&self) -> Result<(), Result<String, RedisError>> {
         let mut cmd = redis::cmd("INFO");
         cmd.arg("server");
-        let mut connection = self.subscriptions.clone();
+        let mut connection = self.listeners.first();
         let value = connection
             .send_packed_command(&cmd)
             .await
@@ -221,48 +244,30 @@ impl Session {
 
     pub(crate) async fn publish(&self, channel: &str, message: &[u8]) -> Result<Value, Failure> {
         let mut commands = self.commands.clone();
-        let result = self.until_end(commands.publish(channel, message)).await?;
+        let command = match self.keys.shard(channel) {
+            Some(_) => "SPUBLISH",
+            None => "PUBLISH",
+        };
+        let sent = commands.publish(command, channel, message);
+        let result = self.until_end(sent).await?;
         result.map_err(|error| failure(&error))
     }
 
-    /// Subscribes, in commands of a bounded size; everything is in force then.
+    /// Takes topics; all are in force then.
     pub(crate) async fn subscribe(&self, names: &[String]) -> Result<(), Failure> {
-        let work = names.chunks(TOPICS_PER_COMMAND).map(|names| {
-            let mut connection = self.subscriptions.clone();
-            async move { connection.subscribe(names).await }
-        });
-        self.all(join_all(work)).await
+        self.until_end(self.listeners.take(names)).await?
     }
 
     pub(crate) async fn unsubscribe(&self, names: &[String]) -> Result<(), Failure> {
-        let work = names.chunks(TOPICS_PER_COMMAND).map(|names| {
-            let mut connection = self.subscriptions.clone();
-            async move { connection.unsubscribe(names).await }
-        });
-        self.all(join_all(work)).await
+        self.until_end(self.listeners.give_back(names)).await?
     }
 
-    async fn all(
-        &self,
-        work: impl Future<Output = Vec<Result<(), RedisError>>>,
-    ) -> Result<(), Failure> {
-        let results = self.until_end(work).await?;
-        results
-            .into_iter()
-            .try_for_each(|result| result.map_err(|error| failure(&error)))
-    }
-
-    /// Asks both connections for a sign of life.
+    /// Asks all connections for a sign of life.
     pub(crate) async fn ping(&self) -> Result<(), Failure> {
         let ping = redis::cmd("PING");
-        let (mut commands, mut subscriptions) = (self.commands.clone(), self.subscriptions.clone());
-        let both = try_join(commands.send(&ping), async {
-            subscriptions
-                .send_packed_command(&ping)
-                .await?
-                .extract_error()
-        });
-        self.until_end(both)
+        let mut commands = self.commands.clone();
+        let all = try_join(commands.send(&ping), self.listeners.ping());
+        self.until_end(all)
             .await?
             .map(drop)
             .map_err(|error| failure(&error))

@@ -337,12 +337,14 @@ impl Driver {
                 .iter()
                 .map(|(name, _)| name.clone())
                 .collect();
-            let both = futures_util::future::try_join(
+            // Both to their ends: what is given up half way is not known to be done or not.
+            let both = futures_util::future::join(
                 session.subscribe(&subscribe),
                 session.unsubscribe(&changes.unsubscribe),
             );
-            match both.await {
-                Ok(_) => {
+            let (subscribed, unsubscribed) = both.await;
+            match subscribed.and(unsubscribed) {
+                Ok(()) => {
                     shared.topics.confirm(&changes.subscribe);
                     for order in orders {
                         let _ = order.done.send(());

@@ -57,12 +57,15 @@ impl Incarnation {
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     prefix: Arc<str>,
+    /// Topics of instances and rooms belong to a partition, whose slot they travel in.
+    sharded: bool,
 }
 
 impl Keys {
-    pub(crate) fn new(prefix: &str) -> Self {
+    pub(crate) fn new(prefix: &str, sharded: bool) -> Self {
         Self {
             prefix: prefix.into(),
+            sharded,
         }
     }
 
@@ -155,11 +158,23 @@ impl Keys {
     pub(crate) fn topic(&self, topic: &Topic) -> String {
         match topic {
             Topic::Channel(name) => name.to_string(),
+            Topic::Instance(instance) if self.sharded => {
+                self.at(Partition::of(instance.as_str()), &format!("n:{instance}"))
+            }
             Topic::Instance(instance) => format!("{}n:{instance}", self.prefix),
             Topic::Room(room) => self.at(Partition::of(room), &format!("r:{room}")),
             // `All`; and what a later core adds is refused before it comes here.
             _ => format!("{}all", self.prefix),
         }
+    }
+
+    /// The partition whose slot a topic travels in, by the name of its Redis channel; `None` for classic pub/sub. A
+    /// channel of the application never has one, as its name does not begin with the prefix.
+    pub(crate) fn shard(&self, channel: &str) -> Option<Partition> {
+        let rest = channel.strip_prefix(&*self.prefix)?;
+        let (number, _) = rest.strip_prefix("{p")?.split_once('}')?;
+        let number = number.parse().ok().filter(|_| self.sharded)?;
+        (number < PARTITIONS).then_some(Partition(number))
     }
 
     /// Is the name of a channel one of ours?
@@ -187,7 +202,7 @@ mod tests {
 
     #[test]
     fn keys_of_a_partition_share_a_hash_tag() {
-        let keys = Keys::new("mesh:");
+        let keys = Keys::new("mesh:", false);
         let tag = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
         let room = "r}{x";
         let at = Partition::of(room);
@@ -201,5 +216,26 @@ mod tests {
         ] {
             assert_eq!(tag(&key), expected, "{key}");
         }
+    }
+
+    #[test]
+    fn only_topics_with_a_partition_are_sharded() {
+        let (classic, sharded) = (Keys::new("mesh:", false), Keys::new("mesh:", true));
+        let shard = |keys: &Keys, topic| keys.shard(&keys.topic(&topic));
+        for name in ["a", "{p3}", "}{", ""] {
+            let at = Partition::of(name);
+            for topic in [Topic::Room(name.into()), Topic::Instance(name.into())] {
+                assert_eq!(shard(&sharded, topic.clone()), Some(at), "{topic:?}");
+                assert_eq!(shard(&classic, topic), None);
+            }
+        }
+        for topic in [
+            Topic::All,
+            Topic::Channel("{p3}:r:a".into()),
+            Topic::Channel("mesh".into()),
+        ] {
+            assert_eq!(shard(&sharded, topic.clone()), None, "{topic:?}");
+        }
+        assert_eq!(sharded.shard("mesh:{p128}:r:a"), None);
     }
 }

@@ -21,7 +21,7 @@
 //! | --- | --- | --- |
 //! | `{i}:leases` | sorted set | "incarnation instance" → when its lease ends, in ms by Redis' clock |
 //! | `{i}:dying` | sorted set | "incarnation instance" → when the claim of who cleans up behind it ends |
-//! | `{i}:format` | string | the version of this layout, `1` |
+//! | `{i}:format` | string | the version of this layout, `1`; with [sharded](Builder::sharded) topics `1 sharded` |
 //! | `{i}:birth` | string | the incarnation that found the key space empty; another one means that the data was lost |
 //! | `{pN}:c` | hash | connection → "incarnation revision document" |
 //! | `{pN}:c:<incarnation>` | set | its connections |
@@ -39,7 +39,9 @@
 //!
 //! Topics are Redis channels: `all`, `n:<instance>` and `{pN}:r:<room>` behind the prefix, whose messages are in an
 //! envelope of nine bytes (format version, sender); a channel of the application is the Redis channel of the same name, and
-//! its messages are bare. A channel whose name begins with the prefix is a usage error.
+//! its messages are bare. A channel whose name begins with the prefix is a usage error. With [sharded](Builder::sharded)
+//! topics an instance's is `{pN}:n:<instance>`; it and a room's are shard channels of Redis. `all` and channels stay
+//! classic.
 //!
 //! # Operations
 //!
@@ -65,13 +67,14 @@
 //! | `RoomMetadata` | `rm` | 1 `HGET` | |
 //! | `SetRoomMetadata` | `t`, `m`, `g`, `rm`, `x` | 1 script | the documents' length |
 //! | `AllRoomMetadata` | `rm` | 128 `HSCAN`, pipelined | O(rooms / 1 000) pages |
-//! | `Publish` | | 1 `PUBLISH` | the instances that listen |
+//! | `Publish` | | 1 `PUBLISH`, or 1 `SPUBLISH` | the instances that listen |
 //! | `PublishChannel` | `history:` where it keeps one | 1 `PUBLISH`, or 1 script of `LPUSH`, `LTRIM`, `PUBLISH` | the instances that listen |
 //! | `History` | `history:` | 1 `LRANGE` | O(limit) |
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
+//! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
-//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 `SET` for each earlier incarnation, `SUBSCRIBE` | O(topics / 512) |
-//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second | |
+//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 `SET` for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
+//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, and with sharded topics 1 for each node of a cluster | |
 //! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 `SET` | O(found / 1 000) scripts |
 //!
 //! Scripts are loaded at each connect and called by their hash; a Redis that forgot one gets its text with the call.
@@ -87,12 +90,13 @@
 //!
 //! # Outages
 //!
-//! Both connections, one for commands and one for subscriptions, are asked for a sign of life each second. A broken
-//! connection, an answer that takes too long, and errors such as `LOADING`, `READONLY`, `CLUSTERDOWN`, `MASTERDOWN`,
-//! `MISCONF` or `OOM` mean [`Notice::Lost`]: both connections go, everything under way fails with
-//! [`BackendError::Unavailable`], and so does at once what comes after it. Then it connects again, from 50 ms to 2 s apart with
-//! full jitter, without end; registers a new incarnation, entombs the one before, takes all topics again, and tells
-//! [`Notice::Restored`]. Its `data_kept` is known except for an instance that was never registered.
+//! All connections, one for commands and one for subscriptions, and those of sharded topics in a cluster, are asked for
+//! a sign of life each second. A broken connection, an answer that takes too long, and errors such as `LOADING`,
+//! `READONLY`, `CLUSTERDOWN`, `MASTERDOWN`, `MISCONF` or `OOM` mean [`Notice::Lost`]: the connections go, everything
+//! under way fails with [`BackendError::Unavailable`], and so does at once what comes after it. Then it connects again,
+//! from 50 ms to 2 s apart with full jitter, without end; registers a new incarnation, entombs the one before, takes all
+//! topics again, and tells [`Notice::Restored`]. Its `data_kept` is known except for an instance that was never
+//! registered.
 //!
 //! Changes of state that were on their way when the connection broke come to nothing after that, as their incarnation
 //! is entombed. A message that was on its way may still be published.
@@ -108,8 +112,16 @@
 //!
 //! # Redis Cluster
 //!
-//! Subscriptions go to one node, and messages flood the cluster's bus, those of mesh's own topics too. A slot that moves is
-//! followed; while a node is away the whole cluster counts as lost. A command is tried again up to twice where a node's
+//! Subscriptions go to one node, and messages flood the cluster's bus: each node gets each of them. With
+//! [sharded](Builder::sharded) topics only channels' and those to all instances do; the others stay with the node that
+//! has the slot, and each instance has one more connection to every such node.
+//!
+//! Commands follow a slot that moves. Sharded topics do not: Redis ends the subscriptions in that slot, which the
+//! instances that have any take for an outage, and those that want one later as well. They connect again as after any
+//! outage, to the new owner. The same goes for a replica that takes over. While the cluster tells different owners from
+//! different nodes, what is published in that slot may be lost; the outage follows.
+//!
+//! While a node is away the whole cluster counts as lost. A command is tried again up to twice where a node's
 //! connection broke, so that a channel message may be published twice then.
 //!
 //! # Features
@@ -139,11 +151,13 @@ mod error;
 mod instances;
 mod keys;
 mod link;
+mod listeners;
 mod notices;
 mod ops;
 mod random;
 mod runtime;
 mod scripts;
+mod shards;
 mod shared;
 mod stats;
 mod subscriptions;

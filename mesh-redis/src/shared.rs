@@ -86,7 +86,7 @@ impl Shared {
         orders: mpsc::UnboundedSender<Order>,
     ) -> Self {
         Self {
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.prefix, config.sharded),
             config,
             sender,
             session: Mutex::new(Err("not connected yet".to_owned())),
@@ -188,7 +188,7 @@ impl Shared {
     /// What a connection tells unasked.
     pub(crate) fn handle_push(&self, epoch: u64, info: PushInfo) {
         match info.kind {
-            PushKind::Message => {
+            PushKind::Message | PushKind::SMessage => {
                 if let Ok([Value::BulkString(channel), Value::BulkString(message)]) =
                     <[Value; 2]>::try_from(info.data)
                 {
@@ -197,6 +197,11 @@ impl Shared {
             }
             PushKind::Disconnection => {
                 let reason = "Redis closed the connection".to_owned();
+                let _ = self.events.unbounded_send(Event::Failed { epoch, reason });
+            }
+            // Nobody asked for it: the slot is another node's. The topics in it are heard there from the next session.
+            PushKind::SUnsubscribe => {
+                let reason = "a slot moved to another node".to_owned();
                 let _ = self.events.unbounded_send(Event::Failed { epoch, reason });
             }
             _ => {}

@@ -15,7 +15,7 @@ pub struct Stats {
     pub errors: u64,
     /// Incarnations of dead instances that this one cleaned up behind.
     pub instances_reaped: u64,
-    /// The last round trip of a ping to both connections; zero before the first.
+    /// The last round trip of a ping to all connections; zero before the first.
     pub last_round_trip: Duration,
     /// Messages of taken topics that came in, own ones not counted.
     pub messages_in: u64,

@@ -45,6 +45,50 @@ impl Cluster {
             .cluster(self.nodes[1..].iter().map(RedisServer::url))
     }
 
+    fn sharded(&self) -> Builder {
+        self.builder().sharded(true)
+    }
+
+    /// For each node, the topics that are heard there by sharded pub/sub.
+    fn shard_channels(&self) -> Vec<Vec<String>> {
+        let channels = |node: &RedisServer| {
+            let text = node.ask(&["PUBSUB", "SHARDCHANNELS"]).unwrap_or_default();
+            text.lines().map(str::to_owned).collect()
+        };
+        self.nodes.iter().map(channels).collect()
+    }
+
+    /// Adds a replica of the first node.
+    fn replicate(&mut self) {
+        let node = RedisServer::start_node(cluster_port());
+        let [new, old] = [&node, &self.nodes[0]].map(|node| format!("127.0.0.1:{}", node.port));
+        let primary = self.nodes[0].ask(&["CLUSTER", "MYID"]).unwrap();
+        let mut add = Command::new("redis-cli");
+        add.args(["--cluster", "add-node", &new, &old, "--cluster-slave"]);
+        let output = add.args(["--cluster-master-id", &primary]).output();
+        assert!(output.unwrap().status.success());
+        let is_linked = || {
+            let text = node.ask(&["INFO", "replication"]).unwrap_or_default();
+            text.contains("master_link_status:up")
+        };
+        while !is_linked() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        self.nodes.push(node);
+    }
+
+    /// Gives an empty slot to another node.
+    fn move_slot(&self, slot: &str, from: usize, to: usize) {
+        let [from, to] = [from, to].map(|node| &self.nodes[node]);
+        let [source, target] = [from, to].map(|node| node.ask(&["CLUSTER", "MYID"]).unwrap());
+        to.ask(&["CLUSTER", "SETSLOT", slot, "IMPORTING", &source]);
+        from.ask(&["CLUSTER", "SETSLOT", slot, "MIGRATING", &target]);
+        for node in [to, from] {
+            let done = node.ask(&["CLUSTER", "SETSLOT", slot, "NODE", &target]);
+            assert_eq!(done.as_deref(), Some("OK"));
+        }
+    }
+
     fn lasting_keys(&self) -> Vec<String> {
         self.nodes
             .iter()
@@ -73,11 +117,18 @@ fn cluster_port() -> u16 {
 
 #[test]
 fn a_cluster_is_as_one_redis() {
+    let cluster = Cluster::start();
+    for sharded in [false, true] {
+        is_as_one_redis(&cluster, sharded);
+    }
+}
+
+fn is_as_one_redis(cluster: &Cluster, sharded: bool) {
     run(async {
-        let cluster = Cluster::start();
+        let builder = || cluster.builder().sharded(sharded);
         let (one, two) = (
-            Instance::open(cluster.builder(), "one").await,
-            Instance::open(cluster.builder(), "two").await,
+            Instance::open(builder(), "one").await,
+            Instance::open(builder(), "two").await,
         );
         for number in 0..40 {
             let (room, id) = (format!("r{number}"), format!("one.{number}"));
@@ -148,5 +199,184 @@ fn a_node_that_dies_is_an_outage_and_its_return_the_end_of_it() {
             one.try_run(Op::Connections).await.is_ok()
         })
         .await;
+    });
+}
+
+/// Messages that every instance hears, each from the other.
+async fn is_heard(one: &Instance, two: &Instance, topics: &[Topic]) {
+    for (to, from) in [(one, two), (two, one)] {
+        for topic in topics {
+            for number in 0..3 {
+                from.run(Op::Publish {
+                    topic: topic.clone(),
+                    message: format!("{number}").into(),
+                })
+                .await;
+            }
+            for number in 0..3 {
+                let expected = (topic.clone(), Bytes::from(format!("{number}")));
+                assert_eq!(to.message().await, expected);
+            }
+        }
+    }
+}
+
+fn topics() -> Vec<Topic> {
+    let rooms = (0..40).map(|number| Topic::Room(format!("r{number}").as_str().into()));
+    let instances = (0..10).map(|number| Topic::Instance(format!("i{number}").as_str().into()));
+    rooms.chain(instances).collect()
+}
+
+#[test]
+fn sharded_topics_stay_with_their_nodes() {
+    run(async {
+        let cluster = Cluster::start();
+        let (one, two) = (
+            Instance::open(cluster.sharded(), "one").await,
+            Instance::open(cluster.sharded(), "two").await,
+        );
+        let topics = topics();
+        one.subscribe(&topics).await;
+        two.subscribe(&topics).await;
+        let channels = cluster.shard_channels();
+        assert_eq!(channels.iter().map(Vec::len).sum::<usize>(), topics.len());
+        for (node, channels) in cluster.nodes.iter().zip(&channels) {
+            assert!(channels.len() > 5, "{channels:?}");
+            let heard = node.ask(&["PUBSUB", "SHARDNUMSUB", &channels[0]]).unwrap();
+            assert_eq!(heard.lines().last(), Some("2"), "{heard}");
+        }
+        let sent = |name: &str| {
+            let calls = |node: &RedisServer| node.command_stats().get(name).copied();
+            cluster.nodes.iter().filter_map(calls).sum::<u64>()
+        };
+        let bus = |node: &RedisServer| {
+            let text = node.ask(&["CLUSTER", "INFO"]).unwrap();
+            let line = "cluster_stats_messages_publish_sent:";
+            let sent = text
+                .lines()
+                .find_map(|it| it.strip_prefix(line)?.trim().parse().ok());
+            sent.unwrap_or(0_u64)
+        };
+        is_heard(&one, &two, &topics).await;
+        assert_eq!((sent("spublish"), sent("publish")), (300, 0));
+        assert_eq!(
+            cluster.nodes.iter().map(bus).sum::<u64>(),
+            0,
+            "none by the bus"
+        );
+        one.run(Op::Unsubscribe {
+            topics: topics.clone(),
+        })
+        .await;
+        two.run(Op::Unsubscribe { topics }).await;
+        assert!(cluster.shard_channels().iter().all(Vec::is_empty));
+        assert_eq!(
+            one.notice_within(std::time::Duration::from_millis(1_500))
+                .await,
+            None
+        );
+    });
+}
+
+#[test]
+fn sharded_topics_outlive_a_node() {
+    run(async {
+        let cluster = Cluster::start();
+        let (one, two) = (
+            Instance::open(cluster.sharded(), "one").await,
+            Instance::open(cluster.sharded(), "two").await,
+        );
+        let topics = topics();
+        one.subscribe(&topics).await;
+        two.subscribe(&topics).await;
+        for node in [2, 0] {
+            cluster.nodes[node].kill();
+            assert_eq!(one.notice().await, Notice::Lost);
+            assert_eq!(two.notice().await, Notice::Lost);
+            cluster.nodes[node].restart();
+            for instance in [&one, &two] {
+                assert!(matches!(instance.notice().await, Notice::Restored { .. }));
+            }
+            is_heard(&one, &two, &topics).await;
+        }
+    });
+}
+
+#[test]
+fn a_slot_that_moves_is_a_short_outage_of_who_listens_there() {
+    run(async {
+        let cluster = Cluster::start();
+        let (one, two) = (
+            Instance::open(cluster.sharded(), "one").await,
+            Instance::open(cluster.sharded(), "two").await,
+        );
+        let topics: Vec<_> = (0..300)
+            .map(|number| Topic::Room(format!("r{number}").as_str().into()))
+            .collect();
+        one.subscribe(&topics).await;
+        // The slot of two topics at least, which one command takes.
+        let mut channels = cluster.shard_channels().swap_remove(0);
+        channels.sort();
+        let tag = |channel: &String| channel.split('}').next().map(str::to_owned);
+        let pair = channels
+            .windows(2)
+            .find(|pair| tag(&pair[0]) == tag(&pair[1]))
+            .unwrap();
+        let slot = cluster.nodes[0]
+            .ask(&["CLUSTER", "KEYSLOT", &pair[0]])
+            .unwrap();
+        cluster.move_slot(&slot, 0, 1);
+        let began = std::time::Instant::now();
+        one.outage().await;
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(2), "{took:?}");
+        // The other listens nowhere yet, and learns it when it does.
+        assert_eq!(two.notice_within(std::time::Duration::ZERO).await, None);
+        let began = std::time::Instant::now();
+        let taken = two
+            .try_run(Op::Subscribe {
+                topics: topics.clone(),
+            })
+            .await;
+        assert!(
+            matches!(taken, Err(BackendError::Unavailable(_))),
+            "{taken:?}"
+        );
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(1), "{took:?}");
+        two.outage().await;
+        two.subscribe(&topics).await;
+        is_heard(&one, &two, &topics).await;
+        let channels = cluster.shard_channels();
+        assert_eq!(channels.iter().map(Vec::len).sum::<usize>(), topics.len());
+    });
+}
+
+#[test]
+fn sharded_topics_follow_a_replica_that_takes_over() {
+    run(async {
+        let mut cluster = Cluster::start();
+        cluster.replicate();
+        let (one, two) = (
+            Instance::open(cluster.sharded(), "one").await,
+            Instance::open(cluster.sharded(), "two").await,
+        );
+        let topics = topics();
+        one.subscribe(&topics).await;
+        two.subscribe(&topics).await;
+        // The primary goes on as a replica, and so do its connections.
+        let done = cluster.nodes[3].ask(&["CLUSTER", "FAILOVER"]);
+        assert_eq!(done.as_deref(), Some("OK"));
+        one.outage().await;
+        two.outage().await;
+        is_heard(&one, &two, &topics).await;
+        let channels = cluster.shard_channels();
+        assert!(channels[0].is_empty() && !channels[3].is_empty());
+
+        // And back, as the other dies.
+        cluster.nodes[3].kill();
+        one.outage().await;
+        two.outage().await;
+        is_heard(&one, &two, &topics).await;
     });
 }

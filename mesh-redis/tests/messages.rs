@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use mesh_core::backend::{Backend as _, BackendError, Name, Notice, Op, Reply, Topic};
-use support::{Instance, RedisServer, run, until};
+use support::{Instance, RedisServer, run, run_both, until};
 
 fn publish(topic: Topic, message: &str) -> Op {
     Op::Publish {
@@ -28,8 +28,7 @@ fn publish_channel(channel: &str, message: &str, history: usize) -> Op {
 
 #[test]
 fn names_match_nothing_but_themselves() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let (one, two) = (
             Instance::open(server.builder(), "one").await,
             Instance::open(server.builder(), "two").await,
@@ -74,8 +73,7 @@ fn names_match_nothing_but_themselves() {
 
 #[test]
 fn what_others_publish_arrives_byte_for_byte() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let one = Instance::open(server.builder(), "one").await;
         let topic = Topic::Channel("chat:room1".into());
         one.subscribe(std::slice::from_ref(&topic)).await;
@@ -107,8 +105,7 @@ fn what_others_publish_arrives_byte_for_byte() {
 
 #[test]
 fn a_subscription_lasts_from_reply_to_reply() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let (one, two) = (
             Instance::open(server.builder(), "one").await,
             Instance::open(server.builder(), "two").await,
@@ -132,15 +129,14 @@ fn a_subscription_lasts_from_reply_to_reply() {
         two.run(publish(topics[1].clone(), "late")).await;
         two.run(publish(topics[0].clone(), "last")).await;
         assert_eq!(one.message().await, (topics[0].clone(), "last".into()));
-        let channels = server.ask(&["PUBSUB", "CHANNELS"]).unwrap();
-        assert_eq!(channels.lines().count(), 1, "{channels}");
+        let heard = server.topics();
+        assert_eq!(heard.len(), 1, "{heard:?}");
     });
 }
 
 #[test]
 fn taking_and_giving_back_at_once_ends_with_the_last_word() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let one = Instance::open(server.builder(), "one").await;
         for round in 0..50 {
             let topics = vec![Topic::Room("r".into())];
@@ -155,28 +151,74 @@ fn taking_and_giving_back_at_once_ends_with_the_last_word() {
                 })
             };
             let (_, _, _) = tokio::join!(take(), give(), take());
-            let channels = server.ask(&["PUBSUB", "NUMSUB", &topic_channel(&server)]);
-            assert!(
-                channels.is_some_and(|text| text.ends_with('1')),
-                "round {round}"
-            );
+            let heard = server.topics();
+            assert_eq!(heard.len(), 1, "round {round}");
+            assert_eq!(server.listeners(&heard[0]), 1, "round {round}");
             give().await.unwrap();
         }
-        assert_eq!(server.ask(&["PUBSUB", "CHANNELS"]), None);
+        assert_eq!(server.topics(), Vec::<String>::new());
     });
 }
 
-/// The Redis channel of the only topic that is taken.
-fn topic_channel(server: &RedisServer) -> String {
-    server
-        .ask(&["PUBSUB", "CHANNELS"])
-        .expect("a topic is taken")
+#[test]
+fn only_what_has_a_partition_is_sharded() {
+    run(async {
+        let server = RedisServer::start().sharded(true);
+        let (one, two) = (
+            Instance::open(server.builder(), "one").await,
+            Instance::open(server.builder(), "two").await,
+        );
+        let topics = [
+            Topic::All,
+            Topic::Channel("c".into()),
+            Topic::Instance("one".into()),
+            Topic::Room("r".into()),
+        ];
+        one.subscribe(&topics).await;
+        let classic = server.ask(&["PUBSUB", "CHANNELS"]).unwrap();
+        assert_eq!(classic.lines().count(), 2, "{classic}");
+        assert_eq!(server.topics().len(), 2, "{:?}", server.topics());
+        let before = server.command_stats();
+        for topic in topics {
+            if topic == Topic::Channel("c".into()) {
+                two.run(publish_channel("c", "hi", 0)).await;
+            } else {
+                two.run(publish(topic.clone(), "hi")).await;
+            }
+            assert_eq!(one.message().await, (topic, "hi".into()));
+        }
+        let after = server.command_stats();
+        let calls = |name| after[name] - before.get(name).unwrap_or(&0);
+        assert_eq!((calls("publish"), calls("spublish")), (2, 2));
+    });
+}
+
+#[test]
+fn topics_of_a_partition_share_commands() {
+    run_both(async |server| {
+        let one = Instance::open(server.builder(), "one").await;
+        let topics: Vec<_> = (0..20_000)
+            .map(|number| Topic::Room(format!("r{number}").as_str().into()))
+            .collect();
+        one.subscribe(&topics).await;
+        let heard = server.topics();
+        assert_eq!(heard.len(), topics.len());
+        let stats = server.command_stats();
+        let calls = |name| stats.get(name).copied().unwrap_or(0);
+        if calls("ssubscribe") == 0 {
+            assert_eq!(calls("subscribe"), 40);
+        } else {
+            // One ahead for each of 128 partitions, and the others of it.
+            assert_eq!((calls("subscribe"), calls("ssubscribe")), (0, 256));
+        }
+        one.run(Op::Unsubscribe { topics }).await;
+        assert_eq!(server.topics(), Vec::<String>::new());
+    });
 }
 
 #[test]
 fn one_publishers_order_holds_between_channels_and_events() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let one = Instance::open(server.builder(), "one").await;
         one.subscribe(&[Topic::Channel("c".into())]).await;
         for number in 0..500 {
@@ -198,8 +240,7 @@ fn one_publishers_order_holds_between_channels_and_events() {
 
 #[test]
 fn a_thousand_messages_keep_their_order() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let (one, two) = (
             Instance::open(server.builder(), "one").await,
             Instance::open(server.builder(), "two").await,
@@ -252,8 +293,7 @@ fn a_history_is_exactly_the_newest() {
 
 #[test]
 fn the_prefix_is_no_channel() {
-    run(async {
-        let server = RedisServer::start();
+    run_both(async |server| {
         let one = Instance::open(server.builder(), "one").await;
         let topics = vec![Topic::Channel("mesh:all".into())];
         for op in [

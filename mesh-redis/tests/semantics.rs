@@ -286,14 +286,22 @@ async fn compare(server: &RedisServer, ops: Vec<(usize, Op)>) -> Result<(), Test
 
 #[test]
 fn three_instances_are_as_one_store() {
-    let server = RedisServer::start();
+    three_instances(&RedisServer::start(), 48);
+}
+
+#[test]
+fn three_instances_with_sharded_topics_are_as_one_store() {
+    three_instances(&RedisServer::start().sharded(true), 24);
+}
+
+fn three_instances(server: &RedisServer, cases: u32) {
     let config = ProptestConfig {
-        cases: 48,
+        cases,
         failure_persistence: None,
         ..ProptestConfig::default()
     };
     let ops = vec((0..INSTANCES.len(), op()), 0..80);
-    proptest!(config, |(ops in ops)| run(compare(&server, ops))?);
+    proptest!(config, |(ops in ops)| run(compare(server, ops))?);
 }
 
 #[test]

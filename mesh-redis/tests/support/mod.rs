@@ -27,6 +27,7 @@ pub struct RedisServer {
     dir: tempfile::TempDir,
     append: bool,
     cluster: bool,
+    sharded: bool,
 }
 
 impl RedisServer {
@@ -63,6 +64,7 @@ impl RedisServer {
             dir,
             append,
             cluster,
+            sharded: false,
         };
         server.wait();
         server
@@ -106,9 +108,39 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
+    /// Its builders have this setting.
+    pub fn sharded(mut self, sharded: bool) -> Self {
+        self.sharded = sharded;
+        self
+    }
+
     /// A builder with leases of two seconds.
     pub fn builder(&self) -> Builder {
-        mesh_redis::builder(self.url()).lease(Duration::from_secs(2))
+        mesh_redis::builder(self.url())
+            .sharded(self.sharded)
+            .lease(Duration::from_secs(2))
+    }
+
+    /// The Redis channels that mesh's own topics are heard on.
+    pub fn topics(&self) -> Vec<String> {
+        let what = if self.sharded {
+            "SHARDCHANNELS"
+        } else {
+            "CHANNELS"
+        };
+        let text = self.ask(&["PUBSUB", what]).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// How many connections hear a topic, by the name of its Redis channel.
+    pub fn listeners(&self, topic: &str) -> u64 {
+        let what = if self.sharded {
+            "SHARDNUMSUB"
+        } else {
+            "NUMSUB"
+        };
+        let text = self.ask(&["PUBSUB", what, topic]).unwrap();
+        text.lines().last().unwrap().parse().unwrap()
     }
 
     /// Kills it as a crash does.
@@ -207,6 +239,13 @@ pub fn run<T>(test: impl Future<Output = T>) -> T {
         .build()
         .unwrap();
     runtime.block_on(test)
+}
+
+/// Runs a test with classic pub/sub, and with sharded.
+pub fn run_both(test: impl AsyncFn(RedisServer)) {
+    for sharded in [false, true] {
+        run(test(RedisServer::start().sharded(sharded)));
+    }
 }
 
 /// An instance with its notices.

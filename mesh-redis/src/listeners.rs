@@ -1,0 +1,211 @@
+//! The connections that hear messages: one for classic pub/sub, and in a cluster with sharded topics one more for
+//! each node that has partitions.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures_util::future::{join_all, try_join_all};
+#[cfg(feature = "cluster")]
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind};
+use redis::{Pipeline, RedisError, Value, aio::MultiplexedConnection};
+
+#[cfg(feature = "cluster")]
+use crate::shards::{self, Node};
+use crate::{
+    connection::{Failure, failure},
+    keys::{Keys, PARTITIONS, Partition},
+    shards::Watch,
+    subscriptions::TOPICS_PER_COMMAND,
+};
+
+/// Take topics, or give them back?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Change {
+    GiveBack,
+    Take,
+}
+
+/// The connections of one session that hear messages.
+pub(crate) struct Listeners {
+    keys: Keys,
+    /// The first hears all that is not sharded.
+    connections: Vec<MultiplexedConnection>,
+    /// By partition, which of the connections hears its topics.
+    owners: Vec<usize>,
+    watch: Arc<Watch>,
+}
+
+impl Listeners {
+    /// One connection for everything; `watch` sees its pushes.
+    pub(crate) fn new(keys: Keys, connection: MultiplexedConnection, watch: Arc<Watch>) -> Self {
+        Self {
+            keys,
+            connections: vec![connection],
+            owners: vec![0; usize::from(PARTITIONS)],
+            watch,
+        }
+    }
+
+    /// The connection of classic pub/sub, for questions to the server.
+    pub(crate) fn first(&self) -> MultiplexedConnection {
+        self.connections[0].clone()
+    }
+
+    /// In a cluster: sharded topics are heard where their slots are. `asked` is the node of the first connection.
+    #[cfg(feature = "cluster")]
+    pub(crate) async fn spread(
+        &mut self,
+        asked: &ConnectionInfo,
+        settings: &AsyncConnectionConfig,
+    ) -> Result<(), RedisError> {
+        let mut cmd = redis::cmd("CLUSTER");
+        cmd.arg("SLOTS");
+        let slots = self.first().send_packed_command(&cmd).await?;
+        let slots = slots.extract_error()?;
+        let host = match asked.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
+            _ => "127.0.0.1",
+        };
+        let owners = shards::owners(&slots, host).ok_or_else(|| {
+            let what = "the cluster does not know who owns each of its slots";
+            RedisError::from((ErrorKind::ClusterConnectionNotFound, what))
+        })?;
+        let mut nodes = Vec::<Node>::new();
+        for (owner, index) in owners.into_iter().zip(&mut self.owners) {
+            let known = nodes.iter().position(|node| *node == owner);
+            let at = known.unwrap_or(nodes.len());
+            if known.is_none() {
+                nodes.push(owner);
+            }
+            // The first connection is none of these.
+            *index = at + 1;
+        }
+        let opened = nodes.into_iter().map(|node| async {
+            let client = Client::open(at_node(asked, node))?;
+            client
+                .get_multiplexed_async_connection_with_config(settings)
+                .await
+        });
+        self.connections.extend(try_join_all(opened).await?);
+        Ok(())
+    }
+
+    /// Takes topics, in commands of a bounded size; everything is in force then.
+    pub(crate) async fn take(&self, names: &[String]) -> Result<(), Failure> {
+        self.change(Change::Take, names).await
+    }
+
+    /// Gives topics back.
+    pub(crate) async fn give_back(&self, names: &[String]) -> Result<(), Failure> {
+        self.change(Change::GiveBack, names).await
+    }
+
+    /// Asks every connection for a sign of life.
+    pub(crate) async fn ping(&self) -> Result<(), RedisError> {
+        let ping = redis::cmd("PING");
+        let pings = self.connections.iter().map(|connection| {
+            let (mut connection, ping) = (connection.clone(), &ping);
+            async move { connection.send_packed_command(ping).await?.extract_error() }
+        });
+        try_join_all(pings).await.map(drop)
+    }
+
+    async fn change(&self, change: Change, names: &[String]) -> Result<(), Failure> {
+        let mut classic = Vec::new();
+        let mut sharded = BTreeMap::<Partition, Vec<&str>>::new();
+        for name in names {
+            match self.keys.shard(name) {
+                None => classic.push(name.as_str()),
+                Some(at) => sharded.entry(at).or_default().push(name),
+            }
+        }
+        let classic = classic.chunks(TOPICS_PER_COMMAND).map(|names| {
+            let mut connection = self.first();
+            async move {
+                let done = match change {
+                    Change::GiveBack => connection.unsubscribe(names).await,
+                    Change::Take => connection.subscribe(names).await,
+                };
+                done.map_err(|error| failure(&error))
+            }
+        });
+        let sharded = sharded
+            .iter()
+            .map(|(at, names)| self.change_sharded(change, *at, names));
+        // All are waited for: what is dropped half way would be neither here nor there.
+        let (classic, sharded) = futures_util::join!(join_all(classic), join_all(sharded));
+        classic
+            .into_iter()
+            .chain(sharded)
+            .collect::<Result<(), _>>()?;
+        if self.watch.has_moved() {
+            return Err(Failure::Lost(
+                "a slot moved to another node, with the topics in it".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    async fn change_sharded(
+        &self,
+        change: Change,
+        at: Partition,
+        names: &[&str],
+    ) -> Result<(), Failure> {
+        let Some((first, rest)) = names.split_at_checked(1) else {
+            return Ok(());
+        };
+        // One goes ahead. A refusal is one answer, whatever the number of names, and the redis crate would wait for
+        // the others; what one name of a slot is refused for, such as that the slot is elsewhere, all are.
+        let ahead = self.send(change, at, first).await;
+        ahead.map_err(|error| failure(&error))?;
+        let rest = rest
+            .chunks(TOPICS_PER_COMMAND)
+            .map(|names| self.send(change, at, names));
+        join_all(rest)
+            .await
+            .into_iter()
+            .collect::<Result<(), _>>()
+            // Whatever it was, answers are out of step.
+            .map_err(|error| Failure::Lost(error.to_string()))
+    }
+
+    /// One command for names of one partition.
+    async fn send(&self, change: Change, at: Partition, names: &[&str]) -> Result<(), RedisError> {
+        let mut connection = self.connections[self.owners[usize::from(at.number())]].clone();
+        let mut pipeline = Pipeline::new();
+        match change {
+            Change::GiveBack => {
+                self.watch.leave(names);
+                pipeline.cmd("SUNSUBSCRIBE").arg(names);
+            }
+            Change::Take => {
+                pipeline.cmd("SSUBSCRIBE").arg(names);
+            }
+        }
+        // Each name is confirmed by itself.
+        let answers = connection.send_packed_commands(&pipeline, 0, names.len());
+        answers
+            .await?
+            .into_iter()
+            .try_for_each(|answer| Value::extract_error(answer).map(drop))
+    }
+}
+
+/// Another node of the cluster, reached as the one that is known.
+#[cfg(feature = "cluster")]
+fn at_node(known: &ConnectionInfo, (host, port): Node) -> ConnectionInfo {
+    let addr = match known.addr() {
+        ConnectionAddr::TcpTls {
+            insecure,
+            tls_params,
+            ..
+        } => ConnectionAddr::TcpTls {
+            host,
+            port,
+            insecure: *insecure,
+            tls_params: tls_params.clone(),
+        },
+        _ => ConnectionAddr::Tcp(host, port),
+    };
+    known.clone().set_addr(addr)
+}
