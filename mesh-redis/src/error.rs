@@ -23,6 +23,16 @@ pub enum ConnectError {
         /// The format of this version.
         expected: String,
     },
+    /// Instances that run have the other setting of [`Builder::sharded`](crate::Builder::sharded).
+    #[error(
+        "the instances that run here have sharded pub/sub {}, this one has it {}; \
+         give them all the same setting, stopping them all to change it, or use another prefix",
+        on_or_off(*.found), on_or_off(!.found)
+    )]
+    Sharding {
+        /// Their setting.
+        found: bool,
+    },
     /// Redis could not be reached, or did not answer in time.
     #[error(
         "Redis cannot be reached at {address}: {reason}; \
@@ -40,6 +50,10 @@ pub enum ConnectError {
         /// The version that was found.
         found: String,
     },
+}
+
+fn on_or_off(setting: bool) -> &'static str {
+    if setting { "on" } else { "off" }
 }
 
 impl ConnectError {

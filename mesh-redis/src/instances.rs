@@ -16,8 +16,8 @@ use crate::{
     stats::Counters,
 };
 
-/// The format of the key space.
-const FORMAT: &str = "1";
+/// The version of the key space's format.
+const VERSION: &str = "1";
 
 /// How long a tombstone stands, in seconds: tenfold longer than an operation can be under way.
 const TOMBSTONE_SECONDS: &str = "120";
@@ -51,10 +51,30 @@ impl Shared {
         self.config.lease.as_millis().to_string()
     }
 
+    /// What the key space has to be: the version and, with sharded topics, a word that says so.
+    fn format(&self) -> String {
+        format_of(self.config.sharded)
+    }
+
+    fn format_error(&self, found: String) -> ConnectError {
+        let other = !self.config.sharded;
+        if found == format_of(other) {
+            return ConnectError::Sharding { found: other };
+        }
+        ConnectError::Format {
+            found,
+            expected: self.format(),
+        }
+    }
+
     /// A claim lasts two leases, and every heartbeat renews it.
     fn claim_ms(&self) -> String {
         (self.config.lease * 2).as_millis().to_string()
     }
+}
+
+fn format_of(sharded: bool) -> String {
+    format!("{VERSION}{}", if sharded { " sharded" } else { "" })
 }
 
 /// What came of a registration.
@@ -78,16 +98,17 @@ pub(crate) async fn register(
     };
     let drawn = lock(&shared.identity).draw(random::bits());
     let Some((instance, incarnation, previous)) = drawn else {
-        let mut cmd = redis::cmd("GET");
-        cmd.arg(shared.keys.format());
+        let format = shared.format();
+        let keys = [shared.keys.leases(), shared.keys.format()];
+        let cmd = scripts::INSTANCE_LOOK.call(keys, [format.as_bytes()]);
         let found = session
             .send(&cmd)
             .await
             .and_then(decode::maybe_text)
             .map_err(unreachable)?;
         return match found {
-            Some(found) if found != FORMAT => Err(format_error(found)),
-            _ => Ok(None),
+            Some(found) => Err(shared.format_error(found)),
+            None => Ok(None),
         };
     };
     let done = register_as(shared, session, &instance, &incarnation, &previous).await;
@@ -96,18 +117,11 @@ pub(crate) async fn register(
             let _ = session.incarnation.set(incarnation);
             Ok(data_kept)
         }
-        Registration::Format(found) => Err(format_error(found)),
+        Registration::Format(found) => Err(shared.format_error(found)),
         Registration::Used => Err(ConnectError::Unreachable {
             address: shared.config.address(),
             reason: format!("the id {instance} is another instance's by now"),
         }),
-    }
-}
-
-fn format_error(found: String) -> ConnectError {
-    ConnectError::Format {
-        found,
-        expected: FORMAT.to_owned(),
     }
 }
 
@@ -119,13 +133,13 @@ async fn register_as(
     incarnation: &Incarnation,
     previous: &[Incarnation],
 ) -> Result<Registration, Failure> {
-    let (lease, claim) = (shared.lease_ms(), shared.claim_ms());
+    let (lease, claim, format) = (shared.lease_ms(), shared.claim_ms(), shared.format());
     let mut arguments = vec![
         instance.as_str().as_bytes(),
         incarnation.as_str().as_bytes(),
         lease.as_bytes(),
         claim.as_bytes(),
-        FORMAT.as_bytes(),
+        format.as_bytes(),
     ];
     arguments.extend(previous.iter().map(|it| it.as_str().as_bytes()));
     let cmd = scripts::INSTANCE_REGISTER.call(shared.keys.all_instances(), arguments);
@@ -405,7 +419,9 @@ impl Shared {
                 let _ = session.incarnation.set(incarnation);
                 return Ok(Reply::Done);
             }
-            Ok(Registration::Format(found)) => BackendError::Usage(format_error(found).to_string()),
+            Ok(Registration::Format(found)) => {
+                BackendError::Usage(self.format_error(found).to_string())
+            }
             Ok(Registration::Used) => usage("the instance is open already"),
             Err(failure) => self.failed(&session, failure),
         };

@@ -83,6 +83,7 @@ impl Script {
     }
 }
 
+const ENTRY: &str = include_str!("scripts/entry.lua");
 const FENCE: &str = include_str!("scripts/fence.lua");
 const JSON: &str = include_str!("scripts/json.lua");
 const ROOMS: &str = include_str!("scripts/rooms.lua");
@@ -110,7 +111,8 @@ scripts! {
     FIELDS = "fields", [];
     INSTANCE_CLOSE = "instance_close", [];
     INSTANCE_HEARTBEAT = "instance_heartbeat", [];
-    INSTANCE_REGISTER = "instance_register", [];
+    INSTANCE_LOOK = "instance_look", [ENTRY];
+    INSTANCE_REGISTER = "instance_register", [ENTRY];
     MEMBERS_REAP = "members_reap", [ROOMS];
     MEMBERS_REMOVE = "members_remove", [FENCE, ROOMS];
     MEMBERS_RESTORE = "members_restore", [FENCE, ROOMS];

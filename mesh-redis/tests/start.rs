@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mesh_core::backend::{Backend as _, BackendError, Op, Reply};
 use mesh_redis::ConnectError;
-use support::{Instance, RedisServer, run};
+use support::{Instance, RedisServer, run, until};
 
 #[test]
 fn without_redis_it_fails_clearly_and_quickly() {
@@ -102,6 +102,50 @@ fn what_cannot_be_is_refused() {
         );
         assert!(other().password("secret").connect().await.is_ok());
     });
+}
+
+#[test]
+fn instances_agree_whether_topics_are_sharded() {
+    for sharded in [false, true] {
+        run(async {
+            let server = RedisServer::start().sharded(sharded);
+            let other = || server.builder().sharded(!sharded);
+            let one = Instance::open(server.builder(), "one").await;
+            let error = other().wait(true).connect().await.unwrap_err();
+            assert_eq!(error, ConnectError::Sharding { found: sharded });
+            Instance::open(server.builder(), "two").await.close().await;
+            assert!(other().connect().await.is_err(), "one still runs");
+            one.close().await;
+            assert_eq!(server.lasting_keys(), Vec::<String>::new());
+
+            // Two that connect before anybody is open: the first to open decides.
+            let (two, three) = (other().connect().await.unwrap(), server.builder());
+            let three = Instance::open(three, "three").await;
+            let open = Op::OpenInstance {
+                instance: "two".into(),
+            };
+            let result = two.execute(open.clone()).await;
+            assert!(
+                matches!(&result, Err(BackendError::Usage(text)) if text.contains("sharded")),
+                "{result:?}"
+            );
+
+            // One that died has no say, once its lease is over.
+            drop(three);
+            until("the lease is over", || async {
+                two.execute(open.clone()).await.is_ok()
+            })
+            .await;
+            let error = server.builder().connect().await.unwrap_err();
+            assert_eq!(error, ConnectError::Sharding { found: !sharded });
+            until("the dead one is cleaned up behind", || async {
+                two.stats().instances_reaped == 1
+            })
+            .await;
+            two.execute(Op::CloseInstance).await.unwrap();
+            assert_eq!(server.lasting_keys(), Vec::<String>::new());
+        });
+    }
 }
 
 #[test]

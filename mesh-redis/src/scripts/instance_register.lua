@@ -1,15 +1,15 @@
 #!lua
 -- Gives a new incarnation a lease, and takes the instance's earlier ones over for cleaning up.
 -- KEYS: leases, dying, format, birth
--- ARGV: instance, incarnation, length of a lease and of a claim in ms, format version, earlier incarnations…
--- Reply: {'ok', the incarnation that found the key space empty}; {'format', its version}; {'used'} where another
+-- ARGV: instance, incarnation, length of a lease and of a claim in ms, format, earlier incarnations…
+-- Reply: {'ok', the incarnation that found the key space empty}; {'format', the one that is there}; {'used'} where another
 --   incarnation holds the instance's id. Cost: O(instances).
-local format = redis.call('GET', KEYS[3])
-if format and format ~= ARGV[5] then
-  return { 'format', format }
-end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local format = refusal(redis.call('GET', KEYS[3]), ARGV[5], KEYS[1], now)
+if format then
+  return { 'format', format }
+end
 local own = {}
 for at = 6, #ARGV do
   own[ARGV[at]] = true
