@@ -290,15 +290,50 @@ impl RawClient {
         frame["payload"].clone()
     }
 
+    /// The payload of the first event of this name that was not taken yet; `None` if none comes in that time.
+    #[track_caller]
+    pub fn event_within(&mut self, name: &str, patience: Duration) -> Option<Value> {
+        let frame = self.find_within(patience, &format!("the event {name}"), |frame| {
+            frame.get("id").is_none() && frame["command"] == name
+        });
+        frame.map(|frame| frame["payload"].clone())
+    }
+
+    /// The payload of the reply to a command that was sent before; `None` if it does not come in that time.
+    #[track_caller]
+    pub fn reply_within(&mut self, id: u32, patience: Duration) -> Option<Value> {
+        let frame = self.find_within(patience, &format!("the reply to {id}"), |frame| {
+            frame["id"] == id
+        });
+        frame.map(|frame| frame["payload"].clone())
+    }
+
     #[track_caller]
     fn find(&mut self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.find_within(PATIENCE, what, is_it).unwrap_or_else(|| {
+            panic!(
+                "not within {PATIENCE:?}: {what}; set aside: {:?}",
+                self.aside
+            )
+        })
+    }
+
+    #[track_caller]
+    fn find_within(
+        &mut self,
+        patience: Duration,
+        what: &str,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
         if let Some(at) = self.aside.iter().position(|(frame, _)| is_it(frame)) {
-            return self.aside.remove(at).expect("the place was just found").0;
+            return self.aside.remove(at).map(|(frame, _)| frame);
         }
+        let deadline = Instant::now() + patience;
         loop {
-            let (frame, text) = self.read_frame(what);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let (frame, text) = self.read_frame_within(left, what)?;
             if is_it(&frame) {
-                return frame;
+                return Some(frame);
             }
             self.aside.push_back((frame, text));
         }
@@ -352,7 +387,17 @@ impl RawClient {
 
     #[track_caller]
     fn read_frame(&mut self, what: &str) -> (Value, String) {
-        let deadline = Instant::now() + PATIENCE;
+        self.read_frame_within(PATIENCE, what).unwrap_or_else(|| {
+            panic!(
+                "not within {PATIENCE:?}: {what}; set aside: {:?}",
+                self.aside
+            )
+        })
+    }
+
+    #[track_caller]
+    fn read_frame_within(&mut self, patience: Duration, what: &str) -> Option<(Value, String)> {
+        let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.receive_within(left) {
@@ -360,16 +405,13 @@ impl RawClient {
                     // A frame may hold what this parser refuses, such as half of a surrogate pair.
                     let frame: Value = serde_json::from_str(&text).unwrap_or_default();
                     if !self.is_liveness(&frame) || self.see_liveness {
-                        return (frame, text);
+                        return Some((frame, text));
                     }
                 }
                 Some(Incoming::Ping(payload)) => self.send_frame(FIN | PONG, &payload),
                 Some(Incoming::Pong(_)) => {}
                 Some(other) => panic!("{other:?} instead of {what}; set aside: {:?}", self.aside),
-                None => panic!(
-                    "not within {PATIENCE:?}: {what}; set aside: {:?}",
-                    self.aside
-                ),
+                None => return None,
             }
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Response, until_some};
+use crate::{Redis, Response, process, until_some};
 
 /// A running demo server; dropping it kills the process.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Demo {
     addr: SocketAddr,
     stdout: Arc<Mutex<String>>,
     stderr: Arc<Mutex<String>>,
+    /// Its own, where it was started with one. It ends after the server.
+    redis: Option<Redis>,
 }
 
 /// How a process ended, and what it said.
@@ -45,7 +47,7 @@ impl Demo {
     /// The same on a port that another had before; 0 is any that is free.
     #[track_caller]
     pub fn start_at(port: u16, args: &[&str]) -> Self {
-        let mut child = spawn(args, &port.to_string());
+        let (mut child, redis) = spawn(args, &port.to_string());
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let addr = until_some("the demo listens", || {
@@ -65,7 +67,14 @@ impl Demo {
             addr,
             stdout,
             stderr,
+            redis,
         }
+    }
+
+    /// The same, as one of the servers that share this Redis.
+    #[track_caller]
+    pub fn start_on(url: &str, args: &[&str]) -> Self {
+        Self::start(&[&["--redis", url], args].concat())
     }
 
     /// The server that the tests of one file share, with default options. It lives while one of them holds it.
@@ -86,7 +95,7 @@ impl Demo {
     #[track_caller]
     pub fn fail(args: &[&str], port: &str) -> Outcome {
         let started = Instant::now();
-        let mut child = spawn(args, port);
+        let (mut child, _redis) = spawn(args, port);
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let deadline = started + Duration::from_secs(10);
@@ -95,7 +104,7 @@ impl Demo {
                 break status;
             }
             if Instant::now() > deadline {
-                drop((child.kill(), child.wait()));
+                process::kill(&mut child);
                 panic!("the demo still runs: {}", stdout.lock().unwrap());
             }
             thread::sleep(Duration::from_millis(5));
@@ -158,14 +167,19 @@ impl Demo {
     }
 
     /// Sends a signal by its name, such as `TERM`.
+    #[track_caller]
     pub fn signal(&self, name: &str) {
-        let mut kill = Command::new("kill");
-        let sent = kill
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .status()
-            .expect("kill runs");
-        assert!(sent.success(), "kill -{name} says {sent}");
+        process::signal(&self.child, name);
+    }
+
+    /// SIGKILL, and the end.
+    pub fn kill(self) {
+        drop(self);
+    }
+
+    /// The Redis of its own, where `MESH_DEMO_REDIS` gave it one.
+    pub fn redis(&self) -> Option<&Redis> {
+        self.redis.as_ref()
     }
 
     /// Waits for the end that `signal` asked for at `since`.
@@ -189,16 +203,23 @@ impl Demo {
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        drop((self.child.kill(), self.child.wait()));
+        process::kill(&mut self.child);
         if thread::panicking() {
             eprintln!("--- stderr of the demo\n{}---", self.stderr.lock().unwrap());
         }
     }
 }
 
-fn spawn(args: &[&str], port: &str) -> Child {
+/// Starts the demo, with `MESH_DEMO_REDIS` on a Redis of its own unless the test names one: what the tests of one file
+/// do on their servers at the same time must not meet, and channels are shared by all who share a Redis.
+fn spawn(args: &[&str], port: &str) -> (Child, Option<Redis>) {
     let mut command = Command::new(program());
     command.args(["--port", port]).args(args);
+    let wanted = env::var_os("MESH_DEMO_REDIS").is_some_and(|value| !value.is_empty());
+    let redis = (wanted && !args.contains(&"--redis")).then(Redis::start);
+    if let Some(redis) = &redis {
+        command.args(["--redis", &redis.url()]);
+    }
     command.args(
         env::var("MESH_DEMO_ARGS")
             .unwrap_or_default()
@@ -210,9 +231,10 @@ fn spawn(args: &[&str], port: &str) -> Child {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    command
+    let child = command
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program().display()))
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program().display()));
+    (child, redis)
 }
 
 /// What can be read from a pipe of the child; a marker for the two ends that `collect` takes.

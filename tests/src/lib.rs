@@ -3,7 +3,8 @@
 //!
 //! The suite knows the server only by its sockets, its output and its exit code, so it runs over any adapter and
 //! any backend: `MESH_DEMO` names the program (left out: the demo of `mesh-tokio`, built first), `MESH_DEMO_ARGS`
-//! holds arguments that every start gets. Everything here blocks, with a deadline; what is not met panics, since
+//! holds arguments that every start gets, and `MESH_DEMO_REDIS=1` gives every server a Redis of its own. Where several
+//! servers share a Redis, the test starts it: a `redis-server`, three of them as a cluster, a proxy in between. Everything here blocks, with a deadline; what is not met panics, since
 //! only tests call it.
 
 #![allow(
@@ -15,6 +16,11 @@
 mod client;
 mod demo;
 mod http;
+mod process;
+mod proxy;
+mod redis;
+mod redis_cluster;
+mod resp;
 mod scripted;
 mod wait;
 pub mod wire;
@@ -22,6 +28,10 @@ pub mod wire;
 pub use client::{Incoming, RawClient, Upgrade};
 pub use demo::{Demo, Outcome};
 pub use http::Response;
+pub use proxy::Proxy;
+pub use redis::Redis;
+pub use redis_cluster::RedisCluster;
+pub use resp::{Cost, Key, RedisClient, Resp};
 pub use scripted::{Attempt, Peer, Request, Scripted};
 pub use wait::{PATIENCE, until, until_some};
 
