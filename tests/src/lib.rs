@@ -15,6 +15,7 @@
 
 mod client;
 mod demo;
+pub mod fleet;
 mod http;
 mod process;
 mod proxy;
