@@ -212,16 +212,21 @@ fn events_of_one_publisher_keep_its_order_on_another_instance() {
         publisher.succeed("publish", message);
     }
     for client in [&mut listener, &mut neighbour] {
-        let came: Vec<Value> = (0..ROUNDS * 4).map(|_| client.next_frame()).collect();
-        let only = |command: &str| -> Vec<Value> {
-            let of = came.iter().filter(|frame| frame["command"] == command);
-            of.map(|frame| frame["payload"].clone()).collect()
-        };
+        let mut came = Vec::new();
+        while came.len() < ROUNDS as usize * 4 {
+            let frame = client.next_frame();
+            if frame["command"] != "user-joined" {
+                came.push(frame);
+            }
+        }
         // What goes by one way, such as a channel, is in order by itself.
-        let messages: Vec<Value> = (0..ROUNDS)
-            .map(|n| json!({ "channel": "chat:order", "message": n.to_string() }))
-            .collect();
-        assert_eq!(only("mesh/subscription-message"), messages);
+        let mut messages = came
+            .iter()
+            .filter(|frame| frame["command"] == "mesh/subscription-message");
+        for n in 0..ROUNDS {
+            let frame = messages.next().unwrap();
+            assert_eq!(frame["payload"]["message"], n.to_string());
+        }
         let mut others = came
             .iter()
             .filter(|frame| frame["command"] != "mesh/subscription-message");
@@ -535,9 +540,8 @@ fn names_match_nothing_but_themselves() {
         "chat:\\*",
         "chat:a b",
         "chat: ",
-        "chat:a\nb",
-        "chat:a\r\nb",
         "chat:a\0b",
+        "chat:a\tb",
         "chat:{p1}",
         "chat:{}x",
         "chat:history:a",
@@ -563,8 +567,24 @@ fn names_match_nothing_but_themselves() {
         assert_eq!(list, [name.as_bytes()]);
     }
     one.assert_quiet();
+    // The demo exposes no name with a newline, but publishes to it.
+    let (plain, broken) = ("chat:a", "chat:a\nb");
+    for name in [plain, broken] {
+        let message = json!({ "channel": name, "message": "last", "history": 2 });
+        two.succeed("publish", message);
+        let key = format!("history:{name}");
+        let newest = outsider.command(&["LINDEX", &key, "0"]).bytes();
+        assert_eq!(newest, b"last");
+    }
+    let wanted = json!({ "channel": plain, "message": "last" });
+    assert_eq!(one.event("mesh/subscription-message"), wanted);
+    one.assert_quiet();
     // And rooms.
-    let names = names.map(|name| name.replacen("chat:", "", 1));
+    let names = [&names[..], &["a\nb", "a\r\nb", "\n"]].concat();
+    let names: Vec<String> = names
+        .iter()
+        .map(|name| name.replacen("chat:", "", 1))
+        .collect();
     for (at, name) in names.iter().enumerate() {
         one.succeed("join-room", room(name));
         let metadata = json!({ "roomName": name, "metadata": at });
