@@ -128,6 +128,7 @@ impl Upgrade {
         Ok(RawClient {
             stream,
             unread: rest,
+            taken: 0,
             message: None,
             aside: VecDeque::new(),
             id: String::new(),
@@ -143,6 +144,8 @@ impl Upgrade {
 pub struct RawClient {
     stream: TcpStream,
     unread: Vec<u8>,
+    /// So much of it was looked at.
+    taken: usize,
     message: Option<(u8, Vec<u8>)>,
     aside: VecDeque<(Value, String)>,
     id: String,
@@ -263,6 +266,23 @@ impl RawClient {
     #[track_caller]
     pub fn reply(&mut self, id: u32) -> Value {
         self.reply_frame(id)["payload"].clone()
+    }
+
+    /// Throws away, without a look at them, all events that come before the reply to a command that was sent before.
+    #[track_caller]
+    pub fn skip_to_reply(&mut self, id: u32) -> Value {
+        self.aside.clear();
+        let begin = format!("{{\"id\":{id},");
+        loop {
+            match self.receive() {
+                Incoming::Text(text) if text.starts_with(&begin) => {
+                    let frame: Value = serde_json::from_str(&text).expect("JSON");
+                    return frame["payload"].clone();
+                }
+                Incoming::Text(_) => {}
+                other => panic!("{other:?} instead of the reply to {id}"),
+            }
+        }
     }
 
     #[track_caller]
@@ -444,11 +464,14 @@ impl RawClient {
         let deadline = Instant::now() + patience;
         let mut piece = vec![0; 64 << 10];
         loop {
-            while let Some(frame) = wire::take(&mut self.unread) {
+            while let Some((frame, len)) = wire::first(&self.unread[self.taken..]) {
+                self.taken += len;
                 if let Some(incoming) = self.assemble(frame) {
                     return Some(incoming);
                 }
             }
+            self.unread.drain(..self.taken);
+            self.taken = 0;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;

@@ -82,9 +82,19 @@ pub struct Frame {
 /// When the server breaks a rule of RFC 6455: a mask, a reserved bit that nobody negotiated, a length that is not in
 /// its shortest form, a control frame that is long or fragmented.
 pub fn take(bytes: &mut Vec<u8>) -> Option<Frame> {
+    let (frame, end) = first(bytes)?;
+    bytes.drain(..end);
+    Some(frame)
+}
+
+/// The first whole frame of a server in `bytes`, and where it ends; `None` while it is not there yet.
+///
+/// # Panics
+/// As [`take`].
+pub fn first(bytes: &[u8]) -> Option<(Frame, usize)> {
     let second = *bytes.get(1)?;
     assert_eq!(second & 0x80, 0, "a server must not mask");
-    take_any(bytes)
+    first_of_any(bytes)
 }
 
 /// Takes the first whole frame of a client out of `bytes`; `None` while it is not there yet.
@@ -94,11 +104,13 @@ pub fn take(bytes: &mut Vec<u8>) -> Option<Frame> {
 pub fn take_of_client(bytes: &mut Vec<u8>) -> Option<Frame> {
     let second = *bytes.get(1)?;
     assert_eq!(second & 0x80, 0x80, "a client must mask");
-    take_any(bytes)
+    let (frame, end) = first_of_any(bytes)?;
+    bytes.drain(..end);
+    Some(frame)
 }
 
-fn take_any(bytes: &mut Vec<u8>) -> Option<Frame> {
-    let [first, second, ..] = bytes[..] else {
+fn first_of_any(bytes: &[u8]) -> Option<(Frame, usize)> {
+    let [first, second, ..] = *bytes else {
         return None;
     };
     assert_eq!(
@@ -138,12 +150,12 @@ fn take_any(bytes: &mut Vec<u8>) -> Option<Frame> {
     }
     let masked = bytes[start..end].iter().zip(mask.iter().cycle());
     let payload = masked.map(|(byte, mask)| byte ^ mask).collect();
-    bytes.drain(..end);
-    Some(Frame {
+    let frame = Frame {
         fin,
         opcode,
         payload,
-    })
+    };
+    Some((frame, end))
 }
 
 #[cfg(test)]
