@@ -47,7 +47,13 @@ impl Demo {
     /// The same on a port that another had before; 0 is any that is free.
     #[track_caller]
     pub fn start_at(port: u16, args: &[&str]) -> Self {
-        let (mut child, redis) = spawn(args, &port.to_string());
+        Self::start_program(program(), port, args)
+    }
+
+    /// The same with another program that takes these options, and says where it listens as the demo does.
+    #[track_caller]
+    pub fn start_program(program: &Path, port: u16, args: &[&str]) -> Self {
+        let (mut child, redis) = spawn(program, args, &port.to_string());
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let addr = until_some("the demo listens", || {
@@ -95,7 +101,7 @@ impl Demo {
     #[track_caller]
     pub fn fail(args: &[&str], port: &str) -> Outcome {
         let started = Instant::now();
-        let (mut child, _redis) = spawn(args, port);
+        let (mut child, _redis) = spawn(program(), args, port);
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let deadline = started + Duration::from_secs(10);
@@ -212,8 +218,8 @@ impl Drop for Demo {
 
 /// Starts the demo, with `MESH_DEMO_REDIS` on a Redis of its own unless the test names one: what the tests of one file
 /// do on their servers at the same time must not meet, and channels are shared by all who share a Redis.
-fn spawn(args: &[&str], port: &str) -> (Child, Option<Redis>) {
-    let mut command = Command::new(program());
+fn spawn(program: &Path, args: &[&str], port: &str) -> (Child, Option<Redis>) {
+    let mut command = Command::new(program);
     command.args(["--port", port]).args(args);
     let wanted = env::var_os("MESH_DEMO_REDIS").is_some_and(|value| !value.is_empty());
     let redis = (wanted && !args.contains(&"--redis")).then(Redis::start);
@@ -233,7 +239,7 @@ fn spawn(args: &[&str], port: &str) -> (Child, Option<Redis>) {
         .stderr(Stdio::piped());
     let child = command
         .spawn()
-        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program().display()));
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()));
     (child, redis)
 }
 

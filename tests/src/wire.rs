@@ -148,8 +148,12 @@ fn first_of_any(bytes: &[u8]) -> Option<(Frame, usize)> {
     if bytes.len() < end {
         return None;
     }
-    let masked = bytes[start..end].iter().zip(mask.iter().cycle());
-    let payload = masked.map(|(byte, mask)| byte ^ mask).collect();
+    let mut payload = bytes[start..end].to_vec();
+    if mask != [0; 4] {
+        for (byte, mask) in payload.iter_mut().zip(mask.iter().cycle()) {
+            *byte ^= mask;
+        }
+    }
     let frame = Frame {
         fin,
         opcode,

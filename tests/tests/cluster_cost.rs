@@ -8,6 +8,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ fn need_sockets(count: u64) {
 /// How many threads look after a crowd.
 const THREADS: usize = 8;
 
-/// Connects many clients, and then has all of them join a room at once: the demo tells each join to all who are there.
+/// Connects many clients, and has all of them join a room.
 fn crowd(demos: &[Demo], count: usize, name: &str) -> Vec<RawClient> {
     let mut clients: Vec<RawClient> = thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
@@ -53,19 +54,10 @@ fn crowd(demos: &[Demo], count: usize, name: &str) -> Vec<RawClient> {
         joined.flatten().collect()
     });
     at_once(&mut clients, |some| {
-        let asked: Vec<u32> = some
-            .iter_mut()
-            .map(|client| client.send_command("join-room", room(name)))
-            .collect();
-        for (client, id) in some.iter_mut().zip(asked) {
-            assert_eq!(client.skip_to_reply(id), json!({ "success": true }));
-        }
-    });
-    // Whatever was told of the others, too.
-    at_once(&mut clients, |some| {
         for client in some {
-            let id = client.send_command("mesh/noop", Value::Null);
-            assert_eq!(client.skip_to_reply(id), true);
+            // The demo tells it to all who are there: that is not looked at.
+            let id = client.send_command("join-room", room(name));
+            assert_eq!(client.skip_to_reply(id), json!({ "success": true }));
         }
     });
     clients
@@ -117,12 +109,15 @@ fn a_broadcast_to_10_000_members_on_two_instances_costs_as_many_commands_and_byt
     const MEMBERS: usize = 10_000;
     need_sockets(MEMBERS as u64 + 500);
     let redis = Redis::start();
-    let demos: [Demo; 2] = servers(&redis.url());
+    // Servers that tell no join to 10 000 members.
+    let quiet = Path::new(env!("CARGO_BIN_EXE_quiet"));
+    let args = ["--redis", &redis.url()];
+    let demos = [(); 2].map(|()| Demo::start_program(quiet, 0, &args));
     let mut outsider = redis.client();
     let mut speaker = RawClient::connect(&demos[0]);
     let begun = Instant::now();
     let mut members = crowd(&demos, MEMBERS, "large");
-    for client in &mut members[..10] {
+    for client in members.iter_mut().step_by(MEMBERS / 10) {
         client.succeed("join-room", room("small"));
     }
     eprintln!("{MEMBERS} members after {:?}", begun.elapsed());
@@ -170,11 +165,11 @@ fn a_broadcast_to_10_000_members_on_two_instances_costs_as_many_commands_and_byt
     });
     // Lists are paged: no command of them answers without bound.
     let paged = cost(&mut outsider, || {
-        let listed = speaker.command("room-members-metadata", room("large"));
+        let listed = speaker.command("room-members", room("large"));
         assert_eq!(listed.as_array().unwrap().len(), MEMBERS);
     });
-    eprintln!("the list of 10 000 members with metadata costs {paged:?}");
-    assert!(total(&paged) < 1_000, "{paged:?}");
+    eprintln!("the list of 10 000 members costs {paged:?}");
+    assert!((8..200).contains(&total(&paged)), "{paged:?}");
 }
 
 /// What one client's life costs, step by step.
