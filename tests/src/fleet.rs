@@ -257,6 +257,19 @@ impl Fleet {
             .insert(name.to_owned(), metadata);
     }
 
+    /// The members that a room must have.
+    pub fn members_of(&self, name: &str) -> BTreeSet<String> {
+        self.expected.rooms.get(name).cloned().unwrap_or_default()
+    }
+
+    /// This connection is over.
+    pub fn forget(&mut self, id: &str) {
+        self.expected.metadata.remove(id);
+        for members in self.expected.rooms.values_mut() {
+            members.remove(id);
+        }
+    }
+
     /// Redis has lost its data: what lived nowhere else is gone.
     pub fn data_lost(&mut self) {
         self.expected.room_metadata.clear();
@@ -274,9 +287,8 @@ impl Fleet {
             .map(|member| member.raw.id().to_owned())
             .collect();
         self.clients.retain(|member| member.home != home);
-        self.expected.metadata.retain(|id, _| !gone.contains(id));
-        for members in self.expected.rooms.values_mut() {
-            members.retain(|id| !gone.contains(id));
+        for id in &gone {
+            self.forget(id);
         }
         (gone, died)
     }
@@ -297,14 +309,41 @@ impl Fleet {
     /// metadata, joining and leaving, coming and going, on every server and for clients that stayed all along.
     #[track_caller]
     pub fn every_promise_holds(&mut self, repaired: Instant) {
+        self.whole_again(repaired);
+        self.check();
+        self.clear();
+    }
+
+    /// The same after these servers were without Redis: their subscribers are told of the gap, and whatever was left
+    /// open is settled.
+    #[track_caller]
+    pub fn every_promise_holds_after(
+        &mut self,
+        repaired: Instant,
+        homes: &[usize],
+        doubts: &[Doubt],
+    ) {
+        self.whole_again(repaired);
+        self.gaps_are_told(homes);
+        for doubt in doubts {
+            self.is_settled(doubt);
+        }
+        self.check();
+        self.clear();
+    }
+
+    #[track_caller]
+    fn whole_again(&mut self, repaired: Instant) {
         while let Err(why) = self.settled() {
             let took = repaired.elapsed();
             assert!(took < RECOVERY, "{took:?} after the repair: {why}");
             thread::sleep(Duration::from_millis(50));
         }
         eprintln!("whole {:?} after the repair", repaired.elapsed());
-        self.check();
-        // Whatever was left open, and what came late, is no news.
+    }
+
+    /// Whatever came late is no news.
+    fn clear(&mut self) {
         for member in &mut self.clients {
             member.raw.set_aside();
         }
@@ -617,19 +656,25 @@ impl Fleet {
         }
     }
 
-    /// While a server that lost its way to Redis at `since` goes on without: what it knows by itself it does, what needs
-    /// Redis is an error in time, and nothing hangs. Returns what was left open, to be looked at after the return.
+    /// While servers that lost their way to Redis at `since` go on without: what they know by themselves they do, what
+    /// needs Redis is an error in time, and nothing hangs. Returns what was left open, to be looked at after the return.
     #[track_caller]
-    pub fn goes_on_without(&mut self, home: usize, since: Instant) -> Doubt {
-        let health = until_some("/health tells", || {
-            let health = self.demo(home).get("/health");
-            (health.status != 200).then_some(health)
-        });
-        let took = since.elapsed();
-        assert!(took < KNOWN, "known after {took:?}");
-        assert_eq!(health.status, 503);
-        assert!(health.body.contains("\"degraded\""), "{}", health.body);
+    pub fn goes_on_without(&mut self, homes: &[usize], since: Instant) -> Vec<Doubt> {
+        for &home in homes {
+            let health = until_some("/health tells", || {
+                let health = self.demo(home).get("/health");
+                (health.status != 200).then_some(health)
+            });
+            let took = since.elapsed();
+            assert!(took < KNOWN, "known after {took:?}");
+            assert_eq!(health.status, 503);
+            assert!(health.body.contains("\"degraded\""), "{}", health.body);
+        }
+        homes.iter().map(|&home| self.is_without(home)).collect()
+    }
 
+    #[track_caller]
+    fn is_without(&mut self, home: usize) -> Doubt {
         // New connections are accepted, and work as far as they can.
         let guest = self.connect(home);
         assert_eq!(self.raw(guest).command("echo", "x"), "echo: x");
@@ -639,7 +684,6 @@ impl Fleet {
         let names = ["join", "leave", "clear", "meta"];
         let doubt = Doubt {
             id: self.id(guest),
-            guest,
             rooms: names.map(|name| format!("{DOUBT}-{name}-{}", self.round)),
             remote: self
                 .clients
@@ -743,13 +787,18 @@ impl Fleet {
     #[track_caller]
     pub fn is_settled(&mut self, doubt: &Doubt) {
         let living = self.living();
-        let mine = self.clients[doubt.guest]
+        let guest = self
+            .clients
+            .iter()
+            .position(|member| member.raw.id() == doubt.id);
+        let guest = guest.expect("a client that stayed");
+        let mine = self.clients[guest]
             .raw
             .command("mesh/get-my-connection-metadata", Value::Null);
         for name in &doubt.rooms {
             let wanted = json!({ "roomName": name, "connectionId": doubt.id });
             let event = json!({ "roomName": name, "command": name, "payload": 1 });
-            let own = self.clients[doubt.guest]
+            let own = self.clients[guest]
                 .raw
                 .command("is-in-room", wanted.clone());
             let mut metadata = BTreeSet::new();
@@ -778,15 +827,13 @@ impl Fleet {
             assert_eq!(metadata.len(), 1, "metadata of {name}: {metadata:?}");
             if own == true {
                 for _ in &living {
-                    assert_eq!(self.clients[doubt.guest].raw.event(name), 1);
+                    assert_eq!(self.clients[guest].raw.event(name), 1);
                 }
             }
             eprintln!("{name}: member {own}, metadata {metadata:?}");
-            self.clients[doubt.guest]
-                .raw
-                .succeed("clear-room", room(name));
+            self.clients[guest].raw.succeed("clear-room", room(name));
         }
-        self.set_metadata(doubt.guest, json!("settled"));
+        self.set_metadata(guest, json!("settled"));
     }
 }
 
@@ -794,7 +841,6 @@ impl Fleet {
 #[derive(Debug)]
 pub struct Doubt {
     id: String,
-    guest: usize,
     rooms: [String; 4],
     remote: String,
 }

@@ -165,11 +165,10 @@ fn broadcasts_reach_whom_they_are_for_on_every_instance_and_nobody_else() {
                 assert_eq!(client.event("announcement"), "others");
             }
         }
-        for to in 0..3 {
-            let payload =
-                json!({ "connectionId": outside[to].id(), "command": "to", "payload": from });
+        for client in &mut outside {
+            let payload = json!({ "connectionId": client.id(), "command": "to", "payload": from });
             sent(&mut inside[from], "send-to", payload);
-            assert_eq!(outside[to].event("to"), from);
+            assert_eq!(client.event("to"), from);
         }
         let nobody = json!({ "connectionId": "no-such-connection", "command": "to", "payload": 1 });
         sent(&mut inside[from], "send-to", nobody);
