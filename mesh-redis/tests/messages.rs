@@ -4,7 +4,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    io::{self, Read as _, Write as _},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -309,5 +318,77 @@ fn the_prefix_is_no_channel() {
         two.run(publish_channel("mesh:all", "x", 0)).await;
         assert_eq!(two.backend.name(), "redis");
         let _: Name = "x".into();
+    });
+}
+
+/// Passes bytes on to a server, and back only as many as it may.
+fn throttle(server: &RedisServer) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let allowed = Arc::new(AtomicUsize::new(usize::MAX / 2));
+    let (port, rest) = (server.port, Arc::clone(&allowed));
+    thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let mut up = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || io::copy(&mut up.0, &mut up.1));
+            let rest = Arc::clone(&rest);
+            thread::spawn(move || {
+                let mut byte = [0];
+                while server.read_exact(&mut byte).is_ok() {
+                    let less = |rest: usize| rest.checked_sub(1);
+                    while rest.fetch_update(SeqCst, SeqCst, less).is_err() {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    if client.write_all(&byte).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    (url, allowed)
+}
+
+#[test]
+fn a_reply_waits_for_the_last_confirmation() {
+    run(async {
+        let server = RedisServer::start().sharded(true);
+        // Three topics that share a partition.
+        let one = Instance::open(server.builder(), "one").await;
+        let rooms =
+            (0..600).map(|number| Topic::Room(format!("r{}", 100 + number).as_str().into()));
+        one.subscribe(&rooms.collect::<Vec<_>>()).await;
+        let mut channels = server.topics();
+        channels.sort();
+        let tag = |channel: &str| channel.split('}').next().unwrap().to_owned();
+        let three = channels
+            .windows(3)
+            .find(|three| tag(&three[0]) == tag(&three[2]))
+            .unwrap();
+        let room = |channel: &String| channel.split_once(":r:").unwrap().1.to_owned();
+        let topics: Vec<_> = three
+            .iter()
+            .map(|channel| Topic::Room(room(channel).as_str().into()))
+            .collect();
+
+        let (url, allowed) = throttle(&server);
+        let patient = mesh_redis::builder(url)
+            .sharded(true)
+            .lease(Duration::from_secs(60))
+            .response_timeout(Duration::from_secs(60));
+        let two = Instance::open(patient, "two").await;
+        // Two confirmations come through, and a part of the third.
+        let confirmation = ">3\r\n$10\r\nssubscribe\r\n$15\r\n\r\n:1\r\n".len() + three[0].len();
+        allowed.store(2 * confirmation + 10, SeqCst);
+        let mut taking = std::pin::pin!(two.subscribe(&topics));
+        let early = tokio::time::timeout(Duration::from_millis(500), taking.as_mut()).await;
+        assert!(early.is_err(), "before the last confirmation");
+        assert_eq!(allowed.load(SeqCst), 0, "some came through");
+        allowed.store(usize::MAX / 2, SeqCst);
+        taking.await;
+        one.run(publish(topics[2].clone(), "in force")).await;
+        assert_eq!(two.message().await, (topics[2].clone(), "in force".into()));
     });
 }
