@@ -1,7 +1,7 @@
 //! What the parts of an instance want done, in one queue, and which answer belongs to which part.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
 };
 
@@ -146,10 +146,8 @@ pub(super) enum Origin {
     },
     ChannelTopic(Name),
     Connection(ConnectionId),
-    Restore {
-        restoration: u64,
-        rooms: BTreeSet<Name>,
-    },
+    /// A part of the restoration of this number.
+    Restore(u64),
     RoomRequest {
         room: Name,
         request: u64,

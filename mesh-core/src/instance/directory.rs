@@ -20,13 +20,9 @@ enum Step<T> {
     /// Registered, or not because the store cannot be reached: then it opens all the same, and is registered on return.
     Open {
         token: T,
-        /// The restorations that had begun when the store was asked.
-        restorations: u64,
     },
-    /// It could not be registered when it opened.
-    Restore {
-        restorations: u64,
-    },
+    /// The store may not know it, or know it as it was before an outage.
+    Restore,
     SetMetadata {
         change: MetadataChange,
         token: T,
@@ -37,8 +33,13 @@ enum Step<T> {
 struct Entry<C, T> {
     handle: C,
     document: Document,
-    /// The front one is in flight.
     steps: VecDeque<Step<T>>,
+    /// The front step is in flight.
+    asking: bool,
+    /// The store was lost and came back since it was asked: what it did may be lost with it.
+    stale: bool,
+    /// The restoration that has yet to state it; the steps wait for that.
+    restoring: Option<u64>,
     closing: bool,
 }
 
@@ -48,8 +49,6 @@ pub(super) struct Directory<C, T> {
     entries: Table<ConnectionId, Entry<C, T>>,
     /// Those that a broadcast reaches: registered and not closing.
     open: Members<C>,
-    /// How often the store came back.
-    restorations: u64,
 }
 
 impl<C: Clone, T> Directory<C, T> {
@@ -57,7 +56,6 @@ impl<C: Clone, T> Directory<C, T> {
         Self {
             entries: Table::with_hasher(hasher),
             open: Members::new(hasher),
-            restorations: 0,
         }
     }
 
@@ -82,18 +80,13 @@ impl<C: Clone, T> Directory<C, T> {
                 revision: 1,
             },
             steps: VecDeque::new(),
+            asking: false,
+            stale: false,
+            restoring: None,
             closing: false,
         };
         self.entries.insert(id.clone(), entry);
-        let restorations = self.restorations;
-        self.then(
-            id,
-            Step::Open {
-                token,
-                restorations,
-            },
-            actions,
-        );
+        self.then(id, Step::Open { token }, actions);
     }
 
     /// Out of every list at once; answered when the backend has forgotten it too, or cannot be told.
@@ -103,7 +96,7 @@ impl<C: Clone, T> Directory<C, T> {
             Some(entry) if !entry.closing => {
                 entry.closing = true;
                 // What has not reached the backend yet does not need to.
-                for step in entry.steps.split_off(entry.steps.len().min(1)) {
+                for step in entry.steps.split_off(entry.asking.into()) {
                     fail(step, actions);
                 }
                 self.then(id, Step::Close { token }, actions);
@@ -128,16 +121,49 @@ impl<C: Clone, T> Directory<C, T> {
     }
 
     /// What is to be stated again now that the store is back: every connection but those that close, and those that are about to
-    /// be registered for the first time.
-    pub(super) fn handle_restored(&mut self) -> Vec<(ConnectionId, Document)> {
-        self.restorations += 1;
-        let stated = self.entries.iter().filter(|(_, entry)| {
+    /// be registered for the first time. Their steps wait until [`handle_stated`](Self::handle_stated).
+    pub(super) fn handle_restored(
+        &mut self,
+        restoration: u64,
+        actions: &mut Actions<C, T>,
+    ) -> Vec<ConnectionId> {
+        let (mut stated, mut waited) = (Vec::new(), Vec::new());
+        for (id, entry) in &mut self.entries {
+            entry.stale = entry.asking;
             let opening = matches!(entry.steps.front(), Some(Step::Open { .. }));
-            !entry.closing && !opening
-        });
+            if !entry.closing && !opening {
+                entry.restoring = Some(restoration);
+                stated.push(id.clone());
+            } else if entry.restoring.take().is_some() {
+                waited.push(id.clone());
+            }
+        }
+        for id in waited {
+            self.ask(&id, actions);
+        }
         stated
-            .map(|(id, entry)| (id.clone(), entry.document.clone()))
-            .collect()
+    }
+
+    /// A connection as it is to be stated now, if it still is.
+    pub(super) fn stated(&self, id: &ConnectionId) -> Option<Document> {
+        let entry = self.entries.get(id).filter(|entry| !entry.closing)?;
+        Some(entry.document.clone())
+    }
+
+    /// The restoration has stated the connection, or need not.
+    pub(super) fn handle_stated(
+        &mut self,
+        id: &ConnectionId,
+        restoration: u64,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        if entry.restoring == Some(restoration) {
+            entry.restoring = None;
+            self.ask(id, actions);
+        }
     }
 
     /// The store has metadata of this revision, which may be newer.
@@ -197,6 +223,8 @@ impl<C: Clone, T> Directory<C, T> {
         let Some(step) = entry.steps.pop_front() else {
             return;
         };
+        entry.asking = false;
+        let stale = std::mem::take(&mut entry.stale);
         match step {
             Step::Close { token } => {
                 let result = result.map(|_| Outcome::Closed).map_err(Into::into);
@@ -204,39 +232,34 @@ impl<C: Clone, T> Directory<C, T> {
                 actions.complete(token, result);
                 return;
             }
-            Step::Open { token, .. } if entry.closing => {
+            Step::Open { token } if entry.closing => {
                 actions.complete(token, Err(InstanceError::Gone));
             }
-            Step::Open {
-                token,
-                restorations,
-            } => {
+            Step::Open { token } => {
                 let result = match result {
-                    Ok(_) => Ok(Outcome::Opened),
-                    Err(BackendError::Unavailable(_)) => {
-                        self.state_again(id, restorations);
-                        Ok(Outcome::Opened)
-                    }
+                    Ok(_) | Err(BackendError::Unavailable(_)) => Ok(Outcome::Opened),
                     Err(error) => Err(error.into()),
                 };
-                if let (Ok(_), Some(entry)) = (&result, self.entries.get(id)) {
+                if result.is_ok() {
+                    entry.state_again_if(stale);
                     self.open.insert(id.clone(), entry.handle.clone());
                 }
                 actions.complete(token, result);
             }
-            Step::Restore { restorations } => match result {
-                Ok(Reply::Restored { changed, .. }) => {
-                    for (id, document) in changed {
-                        self.handle_changed(&id, document);
+            Step::Restore => {
+                if let Ok(Reply::Restored { changed, .. }) = result {
+                    for (_, document) in changed {
+                        entry.adopt(document);
                     }
                 }
-                _ => self.state_again(id, restorations),
-            },
+                entry.state_again_if(stale);
+            }
             Step::SetMetadata { token, .. } => {
                 let result = match result {
                     Ok(Reply::Changed(Some(document))) => {
                         let json = document.json.clone();
                         entry.adopt(document);
+                        entry.state_again_if(stale);
                         Ok(Outcome::Metadata(json.unwrap_or_else(|| "null".into())))
                     }
                     Ok(_) => Err(InstanceError::Gone),
@@ -263,34 +286,22 @@ impl<C: Clone, T> Directory<C, T> {
         self.entries.is_empty() && self.open.is_empty()
     }
 
-    /// The store could not be told of a connection. If it has come back since it was asked, it is asked once more; else the
-    /// connection is stated with all others when it comes back.
-    fn state_again(&mut self, id: &ConnectionId, restorations: u64) {
-        let now = self.restorations;
-        if let Some(entry) = self.entries.get_mut(id)
-            && restorations < now
-            && !entry.closing
-        {
-            // In front of what came later: the store has to know of the connection first.
-            entry.steps.push_front(Step::Restore { restorations: now });
-        }
-    }
-
     fn then(&mut self, id: &ConnectionId, step: Step<T>, actions: &mut Actions<C, T>) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
         entry.steps.push_back(step);
-        if entry.steps.len() == 1 {
-            self.ask(id, actions);
-        }
+        self.ask(id, actions);
     }
 
-    /// Starts the front step.
+    /// Starts the front step, unless something is in its way.
     fn ask(&mut self, id: &ConnectionId, actions: &mut Actions<C, T>) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
+        if entry.asking || entry.restoring.is_some() {
+            return;
+        }
         let connection = id.clone();
         let op = match entry.steps.front() {
             None => {
@@ -302,7 +313,7 @@ impl<C: Clone, T> Directory<C, T> {
                 connection,
                 metadata: entry.document.json.clone(),
             },
-            Some(Step::Restore { .. }) => Op::Restore {
+            Some(Step::Restore) => Op::Restore {
                 connections: vec![(connection, entry.document.clone())],
                 members: Vec::new(),
             },
@@ -311,6 +322,7 @@ impl<C: Clone, T> Directory<C, T> {
                 change: change.clone(),
             },
         };
+        entry.asking = true;
         actions.ask(Origin::Connection(id.clone()), op);
     }
 }
@@ -320,6 +332,13 @@ impl<C, T> Entry<C, T> {
     fn adopt(&mut self, document: Document) {
         if document.revision > self.document.revision {
             self.document = document;
+        }
+    }
+
+    /// What the store was told before an outage it may have forgotten. In front of what came later: it has to know of the connection first.
+    fn state_again_if(&mut self, stale: bool) {
+        if stale && !self.closing {
+            self.steps.push_front(Step::Restore);
         }
     }
 }
@@ -332,8 +351,8 @@ fn not_null(metadata: &Json) -> bool {
 /// Answers a step that will not happen.
 fn fail<C, T>(step: Step<T>, actions: &mut Actions<C, T>) {
     match step {
-        Step::Restore { .. } => {}
-        Step::Close { token } | Step::Open { token, .. } | Step::SetMetadata { token, .. } => {
+        Step::Restore => {}
+        Step::Close { token } | Step::Open { token } | Step::SetMetadata { token, .. } => {
             actions.complete(token, Err(InstanceError::Gone));
         }
     }

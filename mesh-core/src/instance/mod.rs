@@ -17,31 +17,27 @@ mod actions;
 mod channels;
 mod directory;
 mod members;
+mod restoration;
 mod rooms;
 mod topic;
 
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 pub use actions::{Action, InstanceError, LeaveReason, OpToken, Outcome};
 use actions::{Actions, Origin};
 use channels::Channels;
 use directory::Directory;
 pub use members::{Members, Seeded};
+use restoration::{Part, Restoration};
 use rooms::Rooms;
 
 use crate::{
     backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, Reply},
     websocket::TextFrame,
 };
-
-/// The connections and memberships that one operation states again.
-const RESTORED_MAX: usize = 512;
 
 /// One shard of an instance.
 ///
@@ -52,18 +48,8 @@ pub struct Instance<C, T> {
     channels: Channels<C, T>,
     directory: Directory<C, T>,
     rooms: Rooms<C, T>,
-    restorations: BTreeMap<u64, Restoration<T>>,
-    restorations_begun: u64,
-}
-
-/// What the shard holds is being stated again.
-#[derive(Debug)]
-struct Restoration<T> {
-    token: T,
-    /// Parts that the store has not answered.
-    parts: usize,
-    /// The first failure.
-    error: Option<BackendError>,
+    restoration: Option<Restoration<T>>,
+    restorations: u64,
 }
 
 impl<C: Clone, T> Instance<C, T> {
@@ -75,8 +61,8 @@ impl<C: Clone, T> Instance<C, T> {
             channels: Channels::new(hasher, kept_bytes_max, listed_bytes_max),
             directory: Directory::new(hasher),
             rooms: Rooms::new(hasher, listed_bytes_max),
-            restorations: BTreeMap::new(),
-            restorations_begun: 0,
+            restoration: None,
+            restorations: 0,
         }
     }
 
@@ -133,39 +119,63 @@ impl<C: Clone, T> Instance<C, T> {
             .handle_cleared(room, generation, &mut self.actions);
     }
 
-    /// The backend is back: all that this shard holds is stated again, and what the store knows better is taken over. Answered with
-    /// [`Outcome::Restored`], or the first failure; then the backend is about to be lost and restored once more.
+    /// The backend is back: all that this shard holds is stated again, part by part, and what the store knows better is taken over. What
+    /// concerns a connection or room waits until it is stated. Answered with [`Outcome::Restored`], or the first failure; then the backend
+    /// is about to be lost and restored once more. One that is not at its end when the next begins has failed.
     ///
     /// `gap` makes the frame that tells the subscribers of a channel that they may have missed messages.
     pub fn handle_restored(&mut self, gap: impl Fn(&Name) -> TextFrame, token: T) {
         self.channels.handle_restored(gap, &mut self.actions);
-        let mut parts = Vec::new();
-        for connections in chunks(self.directory.handle_restored()) {
-            parts.push((connections, Vec::new()));
+        if let Some(Restoration { token, .. }) = self.restoration.take() {
+            let lost = BackendError::Unavailable("it was lost once more".to_owned());
+            self.actions.complete(token, Err(lost.into()));
         }
-        for members in chunks(self.rooms.handle_restored()) {
-            parts.push((Vec::new(), members));
-        }
-        if parts.is_empty() {
-            self.actions.complete(token, Ok(Outcome::Restored));
-            return;
-        }
-        self.restorations_begun += 1;
-        let restoration = self.restorations_begun;
-        let waiting = Restoration {
-            token,
-            parts: parts.len(),
-            error: None,
-        };
-        self.restorations.insert(restoration, waiting);
-        for (connections, members) in parts {
-            let rooms: BTreeSet<Name> = members.iter().map(|(room, ..)| room.clone()).collect();
-            rooms.iter().for_each(|room| self.rooms.begin_restore(room));
+        self.restorations += 1;
+        let number = self.restorations;
+        let connections = self.directory.handle_restored(number, &mut self.actions);
+        let rooms = self.rooms.handle_restored(number, &mut self.actions);
+        self.restoration = Some(Restoration::new(number, token, connections, rooms));
+        self.state_next();
+    }
+
+    /// Asks for the next part that there is something to state in, or ends the restoration.
+    fn state_next(&mut self) {
+        while let Some(restoration) = &mut self.restoration {
+            let Some(part) = restoration.next() else {
+                if let Some(Restoration { token, error, .. }) = self.restoration.take() {
+                    let result = error.map_or(Ok(Outcome::Restored), |error| Err(error.into()));
+                    self.actions.complete(token, result);
+                }
+                return;
+            };
+            let stated = |id: &ConnectionId| Some((id.clone(), self.directory.stated(id)?));
+            let connections: Vec<_> = part.connections.iter().filter_map(stated).collect();
+            let stated = |(room, id): &(Name, ConnectionId)| {
+                Some((room.clone(), id.clone(), self.rooms.stated(room, id)?))
+            };
+            let members: Vec<_> = part.members.iter().filter_map(stated).collect();
+            let number = restoration.number;
+            if connections.is_empty() && members.is_empty() {
+                self.handle_stated(&part, number);
+                continue;
+            }
+            restoration.under_way = Some(part);
             let op = Op::Restore {
                 connections,
                 members,
             };
-            self.actions.ask(Origin::Restore { restoration, rooms }, op);
+            self.actions.ask(Origin::Restore(number), op);
+            return;
+        }
+    }
+
+    /// What waited for a part goes on.
+    fn handle_stated(&mut self, part: &Part, number: u64) {
+        for id in &part.connections {
+            self.directory.handle_stated(id, number, &mut self.actions);
+        }
+        for room in &part.rooms {
+            self.rooms.handle_stated(room, number, &mut self.actions);
         }
     }
 
@@ -229,9 +239,7 @@ impl<C: Clone, T> Instance<C, T> {
                 self.channels.handle_topic(&channel, &result, actions);
             }
             Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
-            Some(Origin::Restore { restoration, rooms }) => {
-                self.handle_restore(restoration, rooms, result);
-            }
+            Some(Origin::Restore(number)) => self.handle_part(number, result),
             Some(Origin::RoomRequest { room, request }) => {
                 self.rooms.handle_request(&room, request, result, actions);
             }
@@ -240,34 +248,28 @@ impl<C: Clone, T> Instance<C, T> {
         }
     }
 
-    fn handle_restore(
-        &mut self,
-        restoration: u64,
-        rooms: BTreeSet<Name>,
-        result: Result<Reply, BackendError>,
-    ) {
-        let (ended, error) = match result {
+    /// The answer to a part of a restoration. One that another began behind is not asked for any more.
+    fn handle_part(&mut self, number: u64, result: Result<Reply, BackendError>) {
+        let Some(restoration) = self.restoration.as_mut().filter(|it| it.number == number) else {
+            return;
+        };
+        let Some(part) = restoration.under_way.take() else {
+            return;
+        };
+        match result {
             Ok(Reply::Restored { changed, ended }) => {
                 for (id, document) in changed {
                     self.directory.handle_changed(&id, document);
                 }
-                (ended, None)
+                for (room, id) in ended {
+                    self.rooms.handle_ended(&room, &id, &mut self.actions);
+                }
             }
-            Ok(_) => (Vec::new(), None),
-            Err(error) => (Vec::new(), Some(error)),
-        };
-        self.rooms.handle_restore(rooms, ended, &mut self.actions);
-        let Some(waiting) = self.restorations.get_mut(&restoration) else {
-            return;
-        };
-        waiting.parts -= 1;
-        waiting.error = waiting.error.take().or(error);
-        if waiting.parts == 0
-            && let Some(Restoration { token, error, .. }) = self.restorations.remove(&restoration)
-        {
-            let result = error.map_or(Ok(Outcome::Restored), |error| Err(error.into()));
-            self.actions.complete(token, result);
+            Ok(_) => {}
+            Err(error) => restoration.error = restoration.error.take().or(Some(error)),
         }
+        self.handle_stated(&part, number);
+        self.state_next();
     }
 
     /// The next thing to do, oldest first. Drain it after every call that may have caused one, before anything else is let in.
@@ -348,13 +350,4 @@ impl<C: Clone, T> Instance<C, T> {
         ];
         empty == [true; 3]
     }
-}
-
-/// Cuts a list into parts that one operation may hold.
-fn chunks<E>(all: Vec<E>) -> impl Iterator<Item = Vec<E>> {
-    let mut all = all.into_iter();
-    std::iter::from_fn(move || {
-        let part: Vec<E> = all.by_ref().take(RESTORED_MAX).collect();
-        (!part.is_empty()).then_some(part)
-    })
 }

@@ -71,6 +71,8 @@ struct Request<C, T> {
     gone: bool,
     /// The generation that began while the backend was writing this membership.
     cleared: u64,
+    /// The store was lost and came back since it was asked: what it did may be lost with it.
+    stale: bool,
 }
 
 #[derive(Debug)]
@@ -85,10 +87,8 @@ struct Room<C, T> {
     clears: BTreeSet<u64>,
     /// The newest that is known here; every member is of it.
     generation: u64,
-    /// The answers about members that were stated again which are still to come. Requests wait for them.
-    restoring: usize,
-    /// Who joined in spite of that, because it had begun before.
-    joined: BTreeSet<ConnectionId>,
+    /// The restoration that has yet to state the members; the requests wait for that.
+    restoring: Option<u64>,
 }
 
 /// The rooms of one shard.
@@ -163,46 +163,61 @@ impl<C: Clone, T> Rooms<C, T> {
         self.advance(room, actions);
     }
 
-    /// All members, to be stated again now that the store is back. Their rooms' requests wait for the answers: for each of the parts that
-    /// a room is in, one [`handle_restore`](Self::handle_restore).
-    pub(super) fn handle_restored(&self) -> Vec<(Name, ConnectionId, u64)> {
-        let mut members = Vec::new();
-        for (name, room) in &self.rooms {
-            let ids = room.members.ids().cloned();
-            members.extend(ids.map(|id| (name.clone(), id, room.generation)));
-        }
-        members
-    }
-
-    /// A part that holds members of this room is on its way.
-    pub(super) fn begin_restore(&mut self, room: &Name) {
-        if let Some(state) = self.rooms.get_mut(room) {
-            state.restoring += 1;
-        }
-    }
-
-    /// The answer to a part: the memberships that are over. Nobody is told that the rest hold.
-    pub(super) fn handle_restore(
+    /// All members, by room, to be stated again now that the store is back. Their rooms' requests wait until
+    /// [`handle_stated`](Self::handle_stated).
+    pub(super) fn handle_restored(
         &mut self,
-        rooms: BTreeSet<Name>,
-        ended: Vec<(Name, ConnectionId)>,
+        restoration: u64,
         actions: &mut Actions<C, T>,
-    ) {
-        for (room, id) in ended {
-            let joined = |state: &Room<C, T>| state.joined.contains(&id);
-            if !self.rooms.get(&room).is_some_and(joined) {
-                self.remove(&room, &id, LeaveReason::Left, actions);
+    ) -> Vec<(Name, Vec<ConnectionId>)> {
+        let (mut stated, mut waited) = (Vec::new(), Vec::new());
+        for (name, room) in &mut self.rooms {
+            for request in room.requests.values_mut() {
+                request.stale = !matches!(request.step, Step::Waiting);
+            }
+            if !room.members.is_empty() {
+                room.restoring = Some(restoration);
+                stated.push((name.clone(), room.members.ids().cloned().collect()));
+            } else if room.restoring.take().is_some() {
+                waited.push(name.clone());
             }
         }
-        for room in rooms {
-            if let Some(state) = self.rooms.get_mut(&room) {
-                state.restoring = state.restoring.saturating_sub(1);
-                if state.restoring == 0 {
-                    state.joined = BTreeSet::new();
-                }
-            }
+        for room in waited {
             self.advance(&room, actions);
         }
+        stated
+    }
+
+    /// The generation of a membership that is to be stated now, if it still is one.
+    pub(super) fn stated(&self, room: &str, id: &ConnectionId) -> Option<u64> {
+        let room = self.rooms.get(room)?;
+        room.members.contains(id).then_some(room.generation)
+    }
+
+    /// The store knows that a membership is over.
+    pub(super) fn handle_ended(
+        &mut self,
+        room: &Name,
+        id: &ConnectionId,
+        actions: &mut Actions<C, T>,
+    ) {
+        self.remove(room, id, LeaveReason::Left, actions);
+    }
+
+    /// The restoration has stated all members of a room.
+    pub(super) fn handle_stated(
+        &mut self,
+        room: &Name,
+        restoration: u64,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(state) = self.rooms.get_mut(room) else {
+            return;
+        };
+        if state.restoring == Some(restoration) {
+            state.restoring = None;
+        }
+        self.advance(room, actions);
     }
 
     /// The connection is gone: out of every room at once. The backend is told by whoever closes the connection.
@@ -302,6 +317,7 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         match (&request.step, result) {
             (Step::Waiting, _) => {}
+            (Step::Clearing, Ok(_)) if request.stale => self.again(room, number),
             (Step::Clearing, Ok(reply)) => {
                 let generation = match reply {
                     Reply::Cleared { generation } => generation,
@@ -315,6 +331,9 @@ impl<C: Clone, T> Rooms<C, T> {
             (Step::Leaving { was }, Ok(reply)) => {
                 let was = *was || reply == Reply::Flag(true);
                 self.finish(room, number, Ok(Outcome::Left(was)), actions);
+            }
+            (Step::Joining | Step::Listing { .. }, Ok(_)) if request.stale => {
+                self.again(room, number);
             }
             (Step::Joining, Ok(reply)) => {
                 let (new, generation) = match reply {
@@ -358,8 +377,7 @@ impl<C: Clone, T> Rooms<C, T> {
             waiting: BTreeSet::new(),
             clears: BTreeSet::new(),
             generation: 0,
-            restoring: 0,
-            joined: BTreeSet::new(),
+            restoring: None,
         });
         match kind.member() {
             Some(member) => {
@@ -378,6 +396,7 @@ impl<C: Clone, T> Rooms<C, T> {
                 step: Step::Waiting,
                 gone: false,
                 cleared: 0,
+                stale: false,
             },
         );
         // Only this one: what waited before still waits for the same.
@@ -444,7 +463,7 @@ impl<C: Clone, T> Rooms<C, T> {
         let Some(request) = state.requests.get(&number) else {
             return false;
         };
-        if state.restoring > 0 {
+        if state.restoring.is_some() {
             return false;
         }
         match request.kind.member() {
@@ -516,6 +535,19 @@ impl<C: Clone, T> Rooms<C, T> {
         false
     }
 
+    /// What the backend did for a request is over already: it happens once more.
+    fn again(&mut self, room: &Name, number: u64) {
+        let Some(state) = self.rooms.get_mut(room) else {
+            return;
+        };
+        if let Some(request) = state.requests.get_mut(&number) {
+            request.cleared = 0;
+            request.stale = false;
+            request.step = Step::Waiting;
+            state.waiting.insert(number);
+        }
+    }
+
     /// Takes a request to a step that the backend has to answer.
     fn ask(&mut self, room: &Name, number: u64, step: Step, op: Op, actions: &mut Actions<C, T>) {
         let Some(state) = self.rooms.get_mut(room) else {
@@ -563,9 +595,7 @@ impl<C: Clone, T> Rooms<C, T> {
             self.finish(room, number, Err(InstanceError::Gone), actions);
         } else if request.cleared > generation {
             // The clearing ended this membership, too.
-            request.cleared = 0;
-            request.step = Step::Waiting;
-            state.waiting.insert(number);
+            self.again(room, number);
         } else if *list && present.is_none() {
             let op = Op::RoomMembers { room: room.clone() };
             self.ask(room, number, Step::Listing { new, generation }, op, actions);
@@ -573,9 +603,6 @@ impl<C: Clone, T> Rooms<C, T> {
             let (id, handle) = (id.clone(), handle.clone());
             let present = present.unwrap_or_default();
             let outcome = Outcome::Joined { new, present };
-            if state.restoring > 0 {
-                state.joined.insert(id.clone());
-            }
             if state.members.insert(id.clone(), handle) {
                 self.of.entry(id).or_default().insert(room.clone());
                 self.answer(room, number, Ok(outcome), actions);

@@ -152,7 +152,6 @@ impl Store {
             if self.generation(room) > *generation || self.removed.contains(&member) {
                 ended.push(member);
             } else {
-                self.generations.insert(room.clone(), *generation);
                 self.stale_members.remove(&member);
                 self.members.insert(member);
             }

@@ -133,6 +133,8 @@ struct Connection {
     taken: usize,
     released: usize,
     document: Document,
+    /// What its last change made of it; another may have come behind.
+    changed: Option<Json>,
     /// With the generation of each membership.
     rooms: BTreeMap<Name, u64>,
     channels: BTreeSet<Name>,
@@ -180,8 +182,6 @@ pub(super) struct World {
     unknown_members: BTreeSet<(Name, ConnectionId)>,
     unknown_metadata: BTreeSet<ConnectionId>,
     unknown_topics: BTreeSet<Topic>,
-    /// Restorations that another one began behind.
-    superseded: BTreeSet<u32>,
 }
 
 impl Connection {
@@ -215,7 +215,6 @@ impl World {
             unknown_members: BTreeSet::new(),
             unknown_metadata: BTreeSet::new(),
             unknown_topics: BTreeSet::new(),
-            superseded: BTreeSet::new(),
         };
         for place in 0..3 {
             world.open(place);
@@ -390,6 +389,11 @@ impl World {
         }
         assert_eq!(self.store.members, members);
         assert_eq!(self.store.connections, connections);
+    }
+
+    /// What was unknown is no more, once all is stated and the rest is dropped.
+    pub(super) fn settled(&mut self) {
+        self.store.settle();
         for unknown in [&mut self.unknown_connections, &mut self.unknown_metadata] {
             unknown.clear();
         }
@@ -410,12 +414,6 @@ impl World {
             }
             self.unknown_connections.insert(id(*of));
         }
-        let gone = self
-            .requests
-            .iter()
-            .filter(|(_, one)| **one == Request::Restore);
-        let gone: Vec<u32> = gone.map(|(token, _)| *token).collect();
-        self.superseded.extend(gone);
         let token = self.request(Request::Restore);
         self.instance
             .handle_restored(|channel| TextFrame::new(&format!("gap {channel}")), token);
@@ -579,16 +577,6 @@ impl World {
     }
 
     fn execute(&mut self, at: usize) {
-        // What concerns the same connection or room takes effect in the order of asking; the machine sees to it everywhere else.
-        for earlier in 0..at {
-            if matches!(self.asked[earlier].op, Op::Restore { .. }) {
-                self.execute_one(earlier);
-            }
-        }
-        self.execute_one(at);
-    }
-
-    fn execute_one(&mut self, at: usize) {
         let asked = &mut self.asked[at];
         if asked.executed.is_none() && !asked.dead {
             asked.executed = Some(self.store.execute(&asked.op));
@@ -606,11 +594,12 @@ impl World {
             dead,
         } = self.asked.remove(at);
         let result = match (answer, executed) {
-            (Answer::Ok, Some(result)) if !dead => result,
+            // Even of one that was executed before the store was lost, and that is handled behind its return.
+            (Answer::Ok, Some(result)) => result,
             _ => Err(unavailable()),
         };
         self.answered.push(token);
-        self.note(&op, &result);
+        self.note(&op, &result, dead);
         self.instance.handle_backend(token, result);
         self.settle();
     }
@@ -623,31 +612,40 @@ impl World {
     }
 
     /// What the model learns from an answer.
-    fn note(&mut self, op: &Op, result: &Result<Reply, BackendError>) {
-        let known = !matches!(result, Err(BackendError::Unavailable(_)));
+    fn note(&mut self, op: &Op, result: &Result<Reply, BackendError>, dead: bool) {
+        let answered = !matches!(result, Err(BackendError::Unavailable(_)));
+        // What came of an operation from before an outage is settled with it. Topics outlive it.
+        let known = answered;
         match op {
             Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
                 let member = (room.clone(), connection.clone());
-                if let Ok(Reply::Joined { generation, .. }) = result {
+                if let (Ok(Reply::Joined { generation, .. }), false) = (result, dead) {
                     self.generations.insert(member.clone(), *generation);
                     self.learn_generation(room, *generation);
                 }
-                set(&mut self.unknown_members, member, !known);
+                // Whoever left before an outage is not stated behind it.
+                if !dead || known && matches!(op, Op::LeaveRoom { .. }) {
+                    set(&mut self.unknown_members, member, !known);
+                }
             }
-            Op::ClearRoom { room } => {
+            Op::ClearRoom { room } if !dead => {
                 for of in self.connections.keys() {
                     set(&mut self.unknown_members, (room.clone(), id(*of)), !known);
                 }
             }
-            Op::CloseConnection { connection } | Op::OpenConnection { connection, .. } => {
+            Op::CloseConnection { connection } | Op::OpenConnection { connection, .. } if !dead => {
                 set(&mut self.unknown_connections, connection.clone(), !known);
             }
             Op::SetConnectionMetadata { connection, .. }
             | Op::ConnectionMetadata { connection } => {
-                set(&mut self.unknown_metadata, connection.clone(), !known);
+                if !dead {
+                    set(&mut self.unknown_metadata, connection.clone(), !known);
+                }
                 let of = number(connection);
                 if let Ok(Reply::Changed(Some(document)) | Reply::Document(document)) = result {
-                    self.connection(of).adopt(document);
+                    let connection = self.connection(of);
+                    connection.adopt(document);
+                    connection.changed = document.json.clone();
                 }
             }
             Op::Subscribe { topics } | Op::Unsubscribe { topics } => {
@@ -659,7 +657,11 @@ impl World {
                 }
                 set(&mut self.unknown_topics, topic, !known);
             }
-            Op::Restore { .. } => {
+            // Of the one that is under way; the answers to others are not looked at.
+            Op::Restore { connections, .. } if !dead => {
+                for (id, _) in connections {
+                    set(&mut self.unknown_connections, id.clone(), !known);
+                }
                 if let Ok(Reply::Restored { changed, ended }) = result {
                     for (id, document) in changed {
                         self.connection(number(id)).adopt(document);

@@ -58,12 +58,7 @@ impl World {
                 }
             }
             (Request::Close(_), Ok(Outcome::Closed)) => {}
-            (Request::Restore, Ok(Outcome::Restored)) => {
-                // Only the last one knows everything.
-                if !self.superseded.contains(&token) {
-                    self.store.settle();
-                }
-            }
+            (Request::Restore, Ok(Outcome::Restored)) => self.settled(),
             (Request::Join(of, room, list), Ok(Outcome::Joined { present, .. })) => {
                 let generation = self.generations[&(room.clone(), id(of))];
                 let connection = self.connection(of);
@@ -84,7 +79,7 @@ impl World {
             }
             (Request::Metadata(of), Ok(Outcome::Metadata(json))) => {
                 let stored = Some(json).filter(|json| &**json != "null");
-                assert_eq!(self.connections[&of].document.json, stored);
+                assert_eq!(self.connections[&of].changed, stored);
             }
             (Request::Open(of), Ok(Outcome::Opened)) => {
                 let connection = self.connection(of);
