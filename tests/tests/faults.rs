@@ -249,6 +249,33 @@ fn redis_frozen_for_20_s_and_nobody_alive_is_reaped() {
     frozen(Duration::from_secs(20));
 }
 
+#[test]
+fn after_a_stall_nobody_is_reaped_before_redis_has_answered_for_a_full_lease() {
+    let redis = Redis::start();
+    let (proxies, mut fleet) = by_proxies(&redis);
+    let everybody = fleet.members_of(ALL);
+    redis.freeze();
+    last(Duration::from_secs(18));
+    // One server finds the way back later than the other, to which it looks dead.
+    proxies[1].partition();
+    redis.thaw();
+    let thawed = Instant::now();
+    let at = fleet.first(0);
+    let mut seen = 0;
+    while thawed.elapsed() < Duration::from_secs(13) {
+        if let Some(is) = members(fleet.raw(at), ALL) {
+            let after = thawed.elapsed();
+            assert_eq!(is, everybody, "{after:?} after the stall");
+            seen += 1;
+        }
+        last(Duration::from_millis(50));
+    }
+    assert!(seen > 20, "the first server found the way back");
+    proxies[1].heal();
+    fleet.every_promise_holds_after(Instant::now(), &[0, 1], &[]);
+    fleet.shut_down(&mut [redis.client()]);
+}
+
 /// Cuts the second of two servers off, does to its clients what makes a return interesting, and lets it return.
 fn changed_while_partitioned(partition: Duration) {
     let redis = Redis::start();
