@@ -329,6 +329,10 @@ impl Fleet {
             self.is_settled(doubt);
         }
         self.check();
+        eprintln!(
+            "every promise held {:?} after the repair",
+            repaired.elapsed()
+        );
         self.clear();
     }
 
