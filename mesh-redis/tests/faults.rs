@@ -511,3 +511,45 @@ fn a_dropped_backend_leaves_no_connection() {
         until("all connections are closed", || async { clients() == 0 }).await;
     });
 }
+
+#[test]
+fn a_restoration_begins_no_generation() {
+    run(async {
+        let server = RedisServer::start();
+        let builder = || server.builder().lease(Duration::from_secs(6));
+        let one = Instance::open(builder(), "one").await;
+        let two = Instance::open(builder(), "two").await;
+        one.connect("one.1").await;
+        two.connect("two.1").await;
+        one.run(Op::ClearRoom { room: "r".into() }).await;
+        let cleared = one.join("r", "one.1").await;
+        server.ask(&["FLUSHALL"]);
+        let lost = two.join("r", "two.1").await;
+        assert!(lost < cleared);
+        assert_eq!(one.outage().await, Some(false));
+        assert_eq!(two.outage().await, Some(false));
+        let nothing = Reply::Restored {
+            changed: vec![],
+            ended: vec![],
+        };
+        for (instance, id, number) in [(&one, "one.1", cleared), (&two, "two.1", lost)] {
+            let reply = instance
+                .run(restore(&[("r", id, number)], &[(id, None, 1)]))
+                .await;
+            assert_eq!(reply, nothing, "{id}");
+            instance.run(Op::Settle).await;
+        }
+        assert_eq!(one.members("r").await, ["one.1", "two.1"]);
+        assert_eq!(two.join("r", "two.1").await, lost, "nobody cleared it");
+        // A clearing is newer than all of them.
+        let Reply::Cleared { generation } = two.run(Op::ClearRoom { room: "r".into() }).await
+        else {
+            panic!()
+        };
+        assert!(generation > cleared);
+        let reply = one.run(restore(&[("r", "one.1", cleared)], &[])).await;
+        let ended = vec![("r".into(), "one.1".into())];
+        let changed = vec![];
+        assert_eq!(reply, Reply::Restored { changed, ended });
+    });
+}

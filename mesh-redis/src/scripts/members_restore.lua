@@ -9,10 +9,12 @@ local ended = {}
 for at = 0, (#ARGV - 1) / 3 - 1 do
   local room, id, stated = ARGV[at * 3 + 2], ARGV[at * 3 + 3], tonumber(ARGV[at * 3 + 4])
   local members, cleared, left = KEYS[at * 3 + 4], KEYS[at * 3 + 5], KEYS[at * 3 + 6]
-  if generation(KEYS[2], room, cleared) > stated or redis.call('EXISTS', left) == 1 then
+  local number = generation(KEYS[2], room, cleared)
+  if number > stated or redis.call('EXISTS', left) == 1 then
     ended[#ended + 1] = at
   else
-    redis.call('HSET', KEYS[2], room, string.format('%.0f', stated))
+    -- Not what was stated: only a clearing begins a generation, and others may be members of an older one by now.
+    redis.call('HSETNX', KEYS[2], room, string.format('%.0f', number))
     redis.call('HSET', members, id, ARGV[1])
     redis.call('SADD', KEYS[3], id .. '\0' .. room)
   end
