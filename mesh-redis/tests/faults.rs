@@ -553,3 +553,32 @@ fn a_restoration_begins_no_generation() {
         assert_eq!(reply, Reply::Restored { changed, ended });
     });
 }
+
+#[test]
+fn two_documents_of_one_revision_become_one() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        let two = Instance::open(server.builder(), "two").await;
+        one.connect("one.1").await;
+        // The owner's change was lost with the tail, and another's has its revision.
+        two.run(set("one.1", "\"two\"")).await;
+        let reply = one
+            .run(restore(&[], &[("one.1", Some("\"one\""), 2)]))
+            .await;
+        let (changed, ended) = (vec![stated("one.1", Some("\"two\""), 3)], vec![]);
+        assert_eq!(reply, Reply::Restored { changed, ended });
+        let reply = two
+            .run(Op::ConnectionMetadata {
+                connection: "one.1".into(),
+            })
+            .await;
+        assert_eq!(reply, Reply::Document(stated("", Some("\"two\""), 3).1));
+        // Equal bytes are nothing to tell.
+        let reply = one
+            .run(restore(&[], &[("one.1", Some("\"two\""), 3)]))
+            .await;
+        let (changed, ended) = (vec![], vec![]);
+        assert_eq!(reply, Reply::Restored { changed, ended });
+    });
+}
