@@ -83,24 +83,29 @@ impl Table {
         }
     }
 
-    /// Puts in what is stated again, and begins an operation on all of it.
-    pub(crate) fn restore<'a>(
+    /// Begins an operation on those connections that are open, and returns them. The others are closed here, or about
+    /// to be: stating them again would bring them back for good.
+    pub(crate) fn restore<T>(
         &self,
-        connections: impl Iterator<Item = &'a ConnectionId>,
-    ) -> UnderWay<'_> {
+        connections: Vec<(ConnectionId, T)>,
+    ) -> (UnderWay<'_>, Vec<(ConnectionId, T)>) {
         let mut table = lock(&self.connections);
         let mut begun = Vec::new();
-        for connection in connections {
-            let entry = table.entry(connection.clone()).or_default();
-            if entry.closing.is_none() {
-                entry.under_way += 1;
-                begun.push(connection.clone());
-            }
-        }
-        UnderWay {
+        let mut open = connections;
+        open.retain(|(connection, _)| {
+            let entry = table.get_mut(connection);
+            let Some(entry) = entry.filter(|it| it.closing.is_none()) else {
+                return false;
+            };
+            entry.under_way += 1;
+            begun.push(connection.clone());
+            true
+        });
+        let under_way = UnderWay {
             table: self,
             connections: begun,
-        }
+        };
+        (under_way, open)
     }
 
     /// Begins an operation on those members' connections that are open; the others are told apart.
@@ -196,6 +201,10 @@ mod tests {
         assert!(close.as_mut().poll(&mut cx).is_pending());
         assert!(table.join(&id, &"s".into()).is_none(), "closing");
         assert!(table.open(&id).is_none(), "closing");
+        assert!(
+            table.restore(vec![(id.clone(), ())]).1.is_empty(),
+            "closing"
+        );
         drop(join);
         assert!(table.join(&id, &"s".into()).is_none(), "still closing");
         let Poll::Ready(Some(rooms)) = close.as_mut().poll(&mut cx) else {
@@ -204,5 +213,8 @@ mod tests {
         assert_eq!(rooms, BTreeSet::from([room]));
         let mut again = pin!(table.close(&id));
         assert_eq!(again.as_mut().poll(&mut cx), Poll::Ready(None));
+        assert!(table.restore(vec![(id.clone(), ())]).1.is_empty(), "closed");
+        drop(table.open(&id));
+        assert_eq!(table.restore(vec![(id.clone(), ())]).1.len(), 1);
     }
 }

@@ -582,3 +582,32 @@ fn two_documents_of_one_revision_become_one() {
         assert_eq!(reply, Reply::Restored { changed, ended });
     });
 }
+
+#[test]
+fn a_restoration_brings_no_closed_connection_back() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        one.connect("one.1").await;
+        one.connect("one.2").await;
+        one.run(Op::CloseConnection {
+            connection: "one.1".into(),
+        })
+        .await;
+        let members = [("r", "one.1", 0), ("r", "one.2", 0)];
+        let reply = one
+            .run(restore(&members, &[("one.1", None, 1), ("one.2", None, 1)]))
+            .await;
+        let (changed, ended) = (vec![], vec![("r".into(), "one.1".into())]);
+        assert_eq!(reply, Reply::Restored { changed, ended });
+        assert_eq!(one.connections().await, ["one.2"]);
+        assert_eq!(one.members("r").await, ["one.2"]);
+        let join = one
+            .try_run(Op::JoinRoom {
+                room: "s".into(),
+                connection: "one.1".into(),
+            })
+            .await;
+        assert_eq!(join, Err(BackendError::UnknownConnection));
+    });
+}

@@ -32,7 +32,7 @@ impl Shared {
         {
             return Err(usage("an instance restores its own connections"));
         }
-        let _connections = self.table.restore(connections.iter().map(|(id, _)| id));
+        let (_connections, connections) = self.table.restore(connections);
         let RestoredMembers {
             under_way: _members,
             open: members,
