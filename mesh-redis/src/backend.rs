@@ -74,7 +74,7 @@ impl RedisBackend {
     }
 }
 
-fn link_config(config: &Config) -> LinkConfig {
+pub(crate) fn link_config(config: &Config) -> LinkConfig {
     let response = config.response_timeout;
     LinkConfig {
         // The connections, and then the questions to the server.

@@ -160,7 +160,7 @@ impl Builder {
         RedisBackend::start(self.check()?).await
     }
 
-    fn check(self) -> Result<Config, ConnectError> {
+    pub(crate) fn check(self) -> Result<Config, ConnectError> {
         let config = |what: &str| Err(ConnectError::Config(what.to_owned()));
         if self.prefix.is_empty() || self.prefix.contains(['{', '}']) {
             return config("the prefix is not empty and holds no braces");

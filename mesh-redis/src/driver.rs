@@ -7,7 +7,11 @@ use std::{
 };
 
 use futures_channel::{mpsc, oneshot};
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{AbortHandle, BoxFuture, abortable},
+    stream::FuturesUnordered,
+};
 use mesh_core::backend::Notice;
 
 use crate::{
@@ -59,6 +63,14 @@ pub(crate) enum Event {
 
 type Work = FuturesUnordered<BoxFuture<'static, Event>>;
 
+/// An attempt to open a session.
+struct Connecting {
+    epoch: u64,
+    abort: AbortHandle,
+    /// One of its connections failed before all were open.
+    failed: Option<String>,
+}
+
 /// The task's own state.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
@@ -66,6 +78,8 @@ pub(crate) struct Driver {
     work: Work,
     /// Orders are being carried out; the next ones wait.
     ordering: bool,
+    /// What is being opened.
+    connecting: Option<Connecting>,
     /// The session that is not up yet.
     session: Option<SharedSession>,
     /// The topics that were taken again.
@@ -86,6 +100,7 @@ impl Driver {
             link,
             work: FuturesUnordered::new(),
             ordering: false,
+            connecting: None,
             session: None,
             resubscribed: Vec::new(),
             first: Some(first),
@@ -164,11 +179,17 @@ impl Driver {
         match event {
             Event::Close | Event::Quiet => {}
             Event::Connected { epoch, result } => {
-                let result = result.map(|session| self.session = Some(session));
-                let result = self.judge(result);
-                self.link.handle_connected(epoch, result, now);
+                // One that was given up drops with its session, and leaves that of its successor alone.
+                if self.link.awaits_connections(epoch) {
+                    let result = self.connected(result);
+                    self.link.handle_connected(epoch, result, now);
+                }
             }
-            Event::Failed { epoch, reason } => self.link.handle_failure(epoch, &reason, now),
+            Event::Failed { epoch, reason } => match &mut self.connecting {
+                // Its end says more.
+                Some(connecting) if connecting.epoch == epoch => connecting.failed = Some(reason),
+                _ => self.link.handle_failure(epoch, &reason, now),
+            },
             Event::Heartbeat { epoch, beat } => match beat {
                 Beat::Alive { next, claimed } => {
                     self.link.handle_heartbeat(epoch, next, now);
@@ -197,11 +218,29 @@ impl Driver {
                 self.link.handle_registered(epoch, result, now);
             }
             Event::Resubscribed { epoch, result } => {
-                let result = result.map(|names| self.resubscribed = names);
-                self.link.handle_resubscribed(epoch, result, now);
+                if self.link.awaits_topics(epoch) {
+                    let result = result.map(|names| self.resubscribed = names);
+                    self.link.handle_resubscribed(epoch, result, now);
+                }
             }
         }
         self.link.handle_timeout(now);
+    }
+
+    /// The current attempt is over.
+    fn connected(&mut self, result: Result<SharedSession, ConnectError>) -> Result<(), String> {
+        let failed = self.connecting.take().and_then(|it| it.failed);
+        let result = result.and_then(|session| match failed {
+            None => Ok(session),
+            Some(reason) => Err(self.unreachable(reason)),
+        });
+        let result = result.map(|session| self.session = Some(session));
+        self.judge(result)
+    }
+
+    fn unreachable(&self, reason: String) -> ConnectError {
+        let address = self.shared.config.address();
+        ConnectError::Unreachable { address, reason }
     }
 
     /// Tells the first attempt's failure to who waits for it, unless it is to be tried again.
@@ -222,19 +261,36 @@ impl Driver {
     fn carry_out(&mut self, action: LinkAction) {
         let shared = Arc::clone(&self.shared);
         match action {
-            LinkAction::Abandon => self.abandon(),
-            LinkAction::Connect { epoch } => self.work.push(Box::pin(async move {
-                let weak = Arc::downgrade(&shared);
-                let push = move |info| {
-                    if let Some(shared) = weak.upgrade() {
-                        shared.handle_push(epoch, info);
-                    }
+            LinkAction::Abandon { reason } => {
+                self.abandon();
+                // Unless it was told before.
+                let _ = self.judge(Err::<(), _>(self.unreachable(reason)));
+            }
+            LinkAction::Connect { epoch } => {
+                let open = async move {
+                    let weak = Arc::downgrade(&shared);
+                    let push = move |info| {
+                        if let Some(shared) = weak.upgrade() {
+                            shared.handle_push(epoch, info);
+                        }
+                    };
+                    Session::open(&shared.config, epoch, push)
+                        .await
+                        .map(Arc::new)
                 };
-                let result = Session::open(&shared.config, epoch, push)
-                    .await
-                    .map(Arc::new);
-                Event::Connected { epoch, result }
-            })),
+                let (open, abort) = abortable(open);
+                self.connecting = Some(Connecting {
+                    epoch,
+                    abort,
+                    failed: None,
+                });
+                self.work.push(Box::pin(async move {
+                    match open.await {
+                        Ok(result) => Event::Connected { epoch, result },
+                        Err(_) => Event::Quiet,
+                    }
+                }));
+            }
             LinkAction::Heartbeat { epoch, may_reap } => self.work.push(Box::pin(async move {
                 let beat = instances::heartbeat(&shared, may_reap).await;
                 Event::Heartbeat { epoch, beat }
@@ -317,6 +373,9 @@ impl Driver {
     }
 
     fn abandon(&mut self) {
+        if let Some(connecting) = self.connecting.take() {
+            connecting.abort.abort();
+        }
         if let Some(session) = self.session.take() {
             session.end();
         }
@@ -367,5 +426,58 @@ impl Driver {
                 Event::Quiet
             }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_attempt_tells_once_it_is_given_up_is_passed_over() {
+        let (events, _events) = mpsc::unbounded();
+        let (orders, _orders) = mpsc::unbounded();
+        let config = crate::builder("redis://127.0.0.1:1").wait(true);
+        let shared = Shared::new(config.check().unwrap(), [0; 8], events, orders);
+        let now = Instant::now();
+        let link = Link::new(crate::backend::link_config(&shared.config), 1, now);
+        let mut driver = Driver::new(Arc::new(shared), link, oneshot::channel().0);
+        let connect = driver.link.poll_action().unwrap();
+        driver.carry_out(connect);
+        let aborted = driver.connecting.as_ref().unwrap().abort.clone();
+        while !driver.link.awaits_connections(2) {
+            let at = driver.link.poll_timeout().unwrap();
+            driver.link.handle_timeout(at);
+            while let Some(action) = driver.link.poll_action() {
+                driver.carry_out(action);
+            }
+        }
+        assert!(aborted.is_aborted());
+        driver.handle(Event::Failed {
+            epoch: 1,
+            reason: "late".to_owned(),
+        });
+        driver.handle(Event::Connected {
+            epoch: 1,
+            result: Err(ConnectError::Authentication("late".to_owned())),
+        });
+        driver.handle(Event::Resubscribed {
+            epoch: 1,
+            result: Ok(vec!["late".to_owned()]),
+        });
+        assert!(driver.link.awaits_connections(2));
+        assert_eq!(driver.connecting.as_ref().unwrap().epoch, 2);
+        assert!(driver.resubscribed.is_empty());
+        assert!(driver.first.is_some(), "nobody is told");
+        // A connection that breaks while others are being opened is the attempt's failure.
+        driver.handle(Event::Failed {
+            epoch: 2,
+            reason: "broken".to_owned(),
+        });
+        assert!(driver.link.awaits_connections(2));
+        assert_eq!(
+            driver.connecting.as_ref().unwrap().failed.as_deref(),
+            Some("broken")
+        );
     }
 }

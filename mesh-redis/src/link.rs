@@ -40,8 +40,8 @@ pub(crate) struct LinkConfig {
 /// What to do.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum LinkAction {
-    /// Drop what there is of this epoch's connections; it never was up.
-    Abandon,
+    /// Drop what there is of this epoch's connections, and what is being opened; it never was up.
+    Abandon { reason: String },
     /// Open both connections and check the server. Answered by `handle_connected`.
     Connect { epoch: u64 },
     /// Renew the lease. Answered by `handle_heartbeat`.
@@ -129,6 +129,16 @@ impl Link {
         link
     }
 
+    /// Would these connections be used, or has the attempt been given up?
+    pub(crate) fn awaits_connections(&self, epoch: u64) -> bool {
+        epoch == self.epoch && matches!(self.state, State::Connecting { .. })
+    }
+
+    /// Is it this epoch's topics that are being taken again?
+    pub(crate) fn awaits_topics(&self, epoch: u64) -> bool {
+        epoch == self.epoch && matches!(self.state, State::Resubscribing { .. })
+    }
+
     /// The connections are open, or could not be opened.
     pub(crate) fn handle_connected(
         &mut self,
@@ -136,7 +146,7 @@ impl Link {
         result: Result<(), String>,
         now: Instant,
     ) {
-        if epoch != self.epoch || !matches!(self.state, State::Connecting { .. }) {
+        if !self.awaits_connections(epoch) {
             return;
         }
         match result {
@@ -328,13 +338,12 @@ impl Link {
         // What was ordered for this epoch and not yet begun is void.
         self.actions
             .retain(|action| matches!(action, LinkAction::Lost { .. } | LinkAction::Up { .. }));
+        let reason = reason.to_owned();
         self.actions
             .push_back(if matches!(self.state, State::Up(_)) {
-                LinkAction::Lost {
-                    reason: reason.to_owned(),
-                }
+                LinkAction::Lost { reason }
             } else {
-                LinkAction::Abandon
+                LinkAction::Abandon { reason }
             });
         let doubled = self
             .config
@@ -512,7 +521,7 @@ mod tests {
         fn drain(&mut self) -> Result<(), TestCaseError> {
             while let Some(action) = self.link.poll_action() {
                 match &action {
-                    LinkAction::Abandon => {
+                    LinkAction::Abandon { .. } => {
                         prop_assert!(!self.up);
                         self.open.clear();
                         continue;
