@@ -199,8 +199,8 @@ impl Driver {
                     let reason = "the store held this instance for dead";
                     self.link.handle_failure(epoch, reason, now);
                 }
-                // It was told already, as that of an operation.
-                Beat::Failed => {}
+                // Refused or lost: without this one there is no next, and the lease ends.
+                Beat::Failed(reason) => self.link.handle_failure(epoch, &reason, now),
             },
             Event::Ordered => self.ordering = false,
             Event::Orders(orders) => self.order(orders),

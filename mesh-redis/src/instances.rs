@@ -43,7 +43,8 @@ pub(crate) enum Beat {
         claimed: Vec<String>,
     },
     Dead,
-    Failed,
+    /// The lease is not renewed, as far as is known.
+    Failed(String),
 }
 
 impl Shared {
@@ -184,8 +185,9 @@ pub(crate) async fn heartbeat(shared: &Arc<Shared>, may_reap: bool) -> Beat {
         next: None,
         claimed: Vec::new(),
     };
-    let Ok(session) = shared.session() else {
-        return Beat::Failed;
+    let session = match shared.session() {
+        Ok(session) => session,
+        Err(error) => return Beat::Failed(error.to_string()),
     };
     let Some(incarnation) = session.incarnation.get() else {
         return alive;
@@ -213,8 +215,9 @@ pub(crate) async fn heartbeat(shared: &Arc<Shared>, may_reap: bool) -> Beat {
     arguments.extend(claims.iter().map(String::as_bytes));
     let keys = [shared.keys.leases(), shared.keys.dying()];
     let cmd = scripts::INSTANCE_HEARTBEAT.call(keys, arguments);
-    let Ok(reply) = shared.send(&session, &cmd).await else {
-        return Beat::Failed;
+    let reply = match shared.send(&session, &cmd).await {
+        Ok(reply) => reply,
+        Err(error) => return Beat::Failed(error.to_string()),
     };
     match read_beat(reply) {
         Ok(beat) if lock(&shared.identity).closed => match beat {
@@ -222,10 +225,7 @@ pub(crate) async fn heartbeat(shared: &Arc<Shared>, may_reap: bool) -> Beat {
             beat => beat,
         },
         Ok(beat) => beat,
-        Err(failure) => {
-            shared.failed(&session, failure);
-            Beat::Failed
-        }
+        Err(failure) => Beat::Failed(shared.failed(&session, failure).to_string()),
     }
 }
 

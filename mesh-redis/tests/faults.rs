@@ -611,3 +611,19 @@ fn a_restoration_brings_no_closed_connection_back() {
         assert_eq!(join, Err(BackendError::UnknownConnection));
     });
 }
+
+#[test]
+fn a_heartbeat_that_is_refused_is_an_outage() {
+    run(async {
+        let server = RedisServer::start();
+        server.ask(&["ACL", "SETUSER", "u", "on", ">p", "~*", "&*", "+@all"]);
+        let builder = server.builder().username("u").password("p");
+        let one = Instance::open(builder, "one").await;
+        one.connect("one.1").await;
+        server.ask(&["ACL", "SETUSER", "u", "-evalsha"]).unwrap();
+        let lost = one.notice_within(Duration::from_secs(5)).await;
+        assert_eq!(lost, Some(Notice::Lost));
+        server.ask(&["ACL", "SETUSER", "u", "+evalsha"]).unwrap();
+        assert!(matches!(one.notice().await, Notice::Restored { .. }));
+    });
+}
