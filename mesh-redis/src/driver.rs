@@ -351,6 +351,9 @@ impl Driver {
             return;
         };
         let resubscribed = std::mem::take(&mut self.resubscribed);
+        if session.incarnation.get().is_some() {
+            crate::lock(&shared.identity).served = true;
+        }
         let notice = again.then_some(Notice::Restored { data_kept });
         shared.set_session(Ok(session), notice);
         if again {

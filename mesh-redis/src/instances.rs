@@ -416,6 +416,7 @@ impl Shared {
         let done = register_as(self, &session, &instance, &incarnation, &previous).await;
         let error = match done {
             Ok(Registration::Done { .. }) => {
+                lock(&self.identity).served = true;
                 let _ = session.incarnation.set(incarnation);
                 return Ok(Reply::Done);
             }
@@ -483,9 +484,7 @@ impl Shared {
             .clean_up(&open.session, &previous, &open.instance)
             .await;
         result.map_err(|failure| self.failed(&open.session, failure))?;
-        lock(&self.identity)
-            .previous
-            .retain(|it| !previous.contains(it));
+        lock(&self.identity).settle(&previous);
         Ok(Reply::Done)
     }
 }

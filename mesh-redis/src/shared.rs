@@ -42,8 +42,12 @@ pub(crate) struct Identity {
     pub(crate) instance: Option<InstanceId>,
     /// The incarnation that was registered last, or was about to be.
     pub(crate) incarnation: Option<Incarnation>,
+    /// Operations were served in its name, so that the store may hold something of it.
+    pub(crate) served: bool,
     /// Those before it, whose traces are not settled yet; this instance holds the claims of them.
     pub(crate) previous: Vec<Incarnation>,
+    /// Those of them that never served an operation: nothing is lost with them but a lease.
+    idle: Vec<Incarnation>,
     /// Dead instances of others, whose claims this instance holds: "incarnation instance".
     pub(crate) reaping: Vec<String>,
     /// The key space's own incarnation, so to say: it changes when the data is lost.
@@ -51,7 +55,8 @@ pub(crate) struct Identity {
     pub(crate) closed: bool,
 }
 
-/// The most earlier incarnations that an instance cleans up behind itself; others do the rest once its claims end.
+/// The most earlier incarnations that an instance cleans up behind itself, as long as some of them never served; others do
+/// the rest once its claims end. Those that served are kept, however many: what the store has of this instance is theirs.
 const PREVIOUS_MAX: usize = 64;
 
 impl Identity {
@@ -62,14 +67,24 @@ impl Identity {
     ) -> Option<(InstanceId, Incarnation, Vec<Incarnation>)> {
         let instance = self.instance.clone().filter(|_| !self.closed)?;
         if let Some(last) = self.incarnation.take() {
-            if self.previous.len() == PREVIOUS_MAX {
-                self.previous.remove(0);
+            if !std::mem::take(&mut self.served) {
+                self.idle.push(last.clone());
             }
             self.previous.push(last);
+            if self.previous.len() > PREVIOUS_MAX && !self.idle.is_empty() {
+                let oldest = self.idle.remove(0);
+                self.previous.retain(|it| *it != oldest);
+            }
         }
         let incarnation = Incarnation::new(bits);
         self.incarnation = Some(incarnation.clone());
         Some((instance, incarnation, self.previous.clone()))
+    }
+
+    /// Those are settled: nothing is left of them.
+    pub(crate) fn settle(&mut self, settled: &[Incarnation]) {
+        self.previous.retain(|it| !settled.contains(it));
+        self.idle.retain(|it| !settled.contains(it));
     }
 
     /// How leases and claims name an incarnation.
@@ -247,4 +262,36 @@ pub(crate) struct Open {
 
 pub(crate) fn usage(what: &str) -> BackendError {
     BackendError::Usage(what.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_incarnation_that_served_is_kept_until_it_is_settled() {
+        let mut identity = Identity {
+            instance: Some("a".into()),
+            ..Identity::default()
+        };
+        identity.draw(0);
+        identity.served = true;
+        for bits in 1..200 {
+            identity.draw(bits);
+        }
+        let first = Incarnation::new(0);
+        let (.., previous) = identity.draw(200).unwrap();
+        assert_eq!(previous.len(), PREVIOUS_MAX);
+        assert_eq!(previous[0], first);
+        assert_eq!(previous.last(), Some(&Incarnation::new(199)));
+        // Where all of them served, all are kept.
+        for bits in 201..300 {
+            identity.served = true;
+            identity.draw(bits);
+        }
+        let (.., previous) = identity.draw(300).unwrap();
+        assert_eq!(previous.len(), 1 + 99);
+        identity.settle(&previous);
+        assert_eq!(identity.draw(301).unwrap().2, [Incarnation::new(300)]);
+    }
 }
