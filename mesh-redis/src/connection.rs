@@ -20,7 +20,7 @@ use crate::{
     config::Config,
     decode,
     keys::{Incarnation, Keys},
-    listeners::Listeners,
+    listeners::{Listeners, Refused},
     scripts::{self, Script},
     shards::Watch,
 };
@@ -253,8 +253,8 @@ impl Session {
         result.map_err(|error| failure(&error))
     }
 
-    /// Takes topics; all are in force then.
-    pub(crate) async fn subscribe(&self, names: &[String]) -> Result<(), Failure> {
+    /// Takes topics; all are in force then, but for those that are refused.
+    pub(crate) async fn subscribe(&self, names: &[String]) -> Result<Vec<Refused>, Failure> {
         self.until_end(self.listeners.take(names)).await?
     }
 

@@ -332,10 +332,13 @@ impl Driver {
                 };
                 self.work.push(Box::pin(async move {
                     let names = shared.topics.names();
-                    let result = session.subscribe(&names).await;
-                    let result = result
-                        .map(|()| names)
-                        .map_err(|failure| format!("{failure:?}"));
+                    let result = match session.subscribe(&names).await {
+                        Ok(refused) => match refused.into_iter().next() {
+                            Some((name, reason)) => Err(format!("{name:?} is refused: {reason}")),
+                            None => Ok(names),
+                        },
+                        Err(failure) => Err(format!("{failure:?}")),
+                    };
                     Event::Resubscribed { epoch, result }
                 }));
             }
@@ -363,8 +366,7 @@ impl Driver {
         // Given back while they were being taken again.
         let names = shared.topics.unwanted(resubscribed);
         if !names.is_empty() {
-            let done = oneshot::channel().0;
-            let _ = shared.orders.unbounded_send(Order { names, done });
+            drop(shared.order(names, shared.topics.losses()));
         }
         if let Some(lost_at) = self.lost_at.take() {
             let outage = lost_at.elapsed();
@@ -405,13 +407,8 @@ impl Driver {
                 session.unsubscribe(&changes.unsubscribe),
             );
             let (subscribed, unsubscribed) = both.await;
-            match subscribed.and(unsubscribed) {
-                Ok(()) => {
-                    shared.topics.confirm(&changes.subscribe);
-                    for order in orders {
-                        let _ = order.done.send(());
-                    }
-                }
+            match unsubscribed.and(subscribed) {
+                Ok(refused) => shared.ordered(&session, orders, changes.subscribe, refused),
                 Err(failure) => {
                     shared.failed(&session, failure);
                 }

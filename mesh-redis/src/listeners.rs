@@ -24,6 +24,9 @@ enum Change {
     Take,
 }
 
+/// A topic that the store does not let this user hear, and why.
+pub(crate) type Refused = (String, String);
+
 /// The connections of one session that hear messages.
 pub(crate) struct Listeners {
     keys: Keys,
@@ -89,14 +92,14 @@ impl Listeners {
         Ok(())
     }
 
-    /// Takes topics, in commands of a bounded size; everything is in force then.
-    pub(crate) async fn take(&self, names: &[String]) -> Result<(), Failure> {
+    /// Takes topics, in commands of a bounded size; everything is in force then, but for what is refused.
+    pub(crate) async fn take(&self, names: &[String]) -> Result<Vec<Refused>, Failure> {
         self.change(Change::Take, names).await
     }
 
     /// Gives topics back.
     pub(crate) async fn give_back(&self, names: &[String]) -> Result<(), Failure> {
-        self.change(Change::GiveBack, names).await
+        self.change(Change::GiveBack, names).await.map(drop)
     }
 
     /// Asks every connection for a sign of life.
@@ -109,7 +112,7 @@ impl Listeners {
         try_join_all(pings).await.map(drop)
     }
 
-    async fn change(&self, change: Change, names: &[String]) -> Result<(), Failure> {
+    async fn change(&self, change: Change, names: &[String]) -> Result<Vec<Refused>, Failure> {
         let mut classic = Vec::new();
         let mut sharded = BTreeMap::<Partition, Vec<&str>>::new();
         for name in names {
@@ -118,31 +121,54 @@ impl Listeners {
                 Some(at) => sharded.entry(at).or_default().push(name),
             }
         }
-        let classic = classic.chunks(TOPICS_PER_COMMAND).map(|names| {
-            let mut connection = self.first();
-            async move {
-                let done = match change {
-                    Change::GiveBack => connection.unsubscribe(names).await,
-                    Change::Take => connection.subscribe(names).await,
-                };
-                done.map_err(|error| failure(&error))
-            }
-        });
-        let sharded = sharded
-            .iter()
-            .map(|(at, names)| self.change_sharded(change, *at, names));
+        let mut by_command = Vec::new();
+        for names in classic.chunks(TOPICS_PER_COMMAND) {
+            by_command.push(self.change_classic(change, names));
+        }
+        let mut by_partition = Vec::new();
+        for (at, names) in &sharded {
+            by_partition.push(self.change_sharded(change, *at, names));
+        }
         // All are waited for: what is dropped half way would be neither here nor there.
-        let (classic, sharded) = futures_util::join!(join_all(classic), join_all(sharded));
-        classic
-            .into_iter()
-            .chain(sharded)
-            .collect::<Result<(), _>>()?;
+        let (classic, sharded) = futures_util::join!(join_all(by_command), join_all(by_partition));
+        let mut refused = Vec::new();
+        for part in classic.into_iter().chain(sharded) {
+            refused.extend(part?);
+        }
         if self.watch.has_moved() {
             return Err(Failure::Lost(
                 "a slot moved to another node, with the topics in it".to_owned(),
             ));
         }
-        Ok(())
+        Ok(refused)
+    }
+
+    async fn change_classic(
+        &self,
+        change: Change,
+        names: &[&str],
+    ) -> Result<Vec<Refused>, Failure> {
+        let mut connection = self.first();
+        if change == Change::GiveBack {
+            let done = connection.unsubscribe(names).await;
+            return done.map(|()| Vec::new()).map_err(|error| failure(&error));
+        }
+        let done = connection.subscribe(names).await;
+        let done = done.map_err(|error| failure(&error));
+        match (done, names) {
+            (Ok(()), _) => Ok(Vec::new()),
+            // For one name that is not allowed the whole command is refused.
+            (Err(Failure::Refused(_)), [_, _, ..]) => {
+                let mut each = Vec::new();
+                for name in names {
+                    let mut connection = self.first();
+                    each.push(async move { connection.subscribe(*name).await });
+                }
+                refusals(names, join_all(each).await)
+            }
+            (Err(Failure::Refused(reason)), [name]) => Ok(vec![((*name).to_owned(), reason)]),
+            (Err(failure), _) => Err(failure),
+        }
     }
 
     async fn change_sharded(
@@ -150,14 +176,27 @@ impl Listeners {
         change: Change,
         at: Partition,
         names: &[&str],
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<Refused>, Failure> {
         let Some((first, rest)) = names.split_at_checked(1) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         // One goes ahead. A refusal is one answer, whatever the number of names, and the redis crate would wait for
         // the others; what one name of a slot is refused for, such as that the slot is elsewhere, all are.
-        let ahead = self.send(change, at, first).await;
-        ahead.map_err(|error| failure(&error))?;
+        match self.send(change, at, first).await {
+            Ok(()) => {}
+            Err(error) => {
+                return match failure(&error) {
+                    Failure::Refused(_) if change == Change::Take => {
+                        let mut each = Vec::new();
+                        for name in names.chunks(1) {
+                            each.push(self.send(change, at, name));
+                        }
+                        refusals(names, join_all(each).await)
+                    }
+                    failure => Err(failure),
+                };
+            }
+        }
         let rest = rest
             .chunks(TOPICS_PER_COMMAND)
             .map(|names| self.send(change, at, names));
@@ -165,6 +204,7 @@ impl Listeners {
             .await
             .into_iter()
             .collect::<Result<(), _>>()
+            .map(|()| Vec::new())
             // Whatever it was, answers are out of step.
             .map_err(|error| Failure::Lost(error.to_string()))
     }
@@ -189,6 +229,19 @@ impl Listeners {
             .into_iter()
             .try_for_each(|answer| Value::extract_error(answer).map(drop))
     }
+}
+
+/// What came of topics that were taken each by itself.
+fn refusals(names: &[&str], taken: Vec<Result<(), RedisError>>) -> Result<Vec<Refused>, Failure> {
+    let mut refused = Vec::new();
+    for (name, taken) in names.iter().zip(taken) {
+        match taken.map_err(|error| failure(&error)) {
+            Ok(()) => {}
+            Err(Failure::Refused(reason)) => refused.push(((*name).to_owned(), reason)),
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(refused)
 }
 
 /// Another node of the cluster, reached as the one that is known.

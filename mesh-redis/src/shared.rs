@@ -1,6 +1,6 @@
 //! What the backend's operations and its driver share.
 
-use std::sync::Mutex;
+use std::{collections::BTreeMap, sync::Mutex};
 
 use bytes::Bytes;
 use futures_channel::mpsc;
@@ -13,6 +13,7 @@ use crate::{
     driver::Event,
     envelope,
     keys::{Incarnation, Keys},
+    listeners::Refused,
     lock,
     notices::Mailbox,
     stats::Counters,
@@ -198,6 +199,30 @@ impl Shared {
             reason: reason.clone(),
         });
         BackendError::Unavailable(reason)
+    }
+
+    /// Orders are carried out, but for what the store refused.
+    pub(crate) fn ordered(
+        &self,
+        session: &SharedSession,
+        orders: Vec<Order>,
+        mut subscribed: Vec<(String, u64)>,
+        refused: Vec<Refused>,
+    ) {
+        let refused: BTreeMap<_, _> = refused
+            .into_iter()
+            .map(|(name, reason)| (name, self.failed(session, Failure::Refused(reason))))
+            .collect();
+        subscribed.retain(|(name, _)| !refused.contains_key(name));
+        self.topics.confirm(&subscribed);
+        let losses = self.topics.losses();
+        // An order from before a loss fails: its topics went with it, whatever the store still answered.
+        for order in orders.into_iter().filter(|order| order.losses == losses) {
+            let refusal = order.names.iter().find_map(|name| refused.get(name));
+            let _ = order
+                .done
+                .send(refusal.map_or(Ok(()), |it| Err(it.clone())));
+        }
     }
 
     /// What a connection tells unasked.

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_channel::oneshot;
-use mesh_core::backend::Topic;
+use mesh_core::backend::{BackendError, Topic};
 
 use crate::lock;
 
@@ -24,8 +24,18 @@ pub(crate) const ECHO_WAIT: Duration = Duration::from_secs(1);
 /// Topics whose subscription is to be brought up to the table.
 pub(crate) struct Order {
     pub(crate) names: Vec<String>,
-    /// Told when it is so; dropped if it cannot be done.
-    pub(crate) done: oneshot::Sender<()>,
+    /// How often the store was lost when it was given: what it wants may be gone with a later loss.
+    pub(crate) losses: u64,
+    /// Told when it is so, or refused; dropped if it cannot be done.
+    pub(crate) done: oneshot::Sender<Result<(), BackendError>>,
+}
+
+/// Topics that were taken and are not in force yet. Each is to be [settled](Topics::settle).
+#[derive(Debug, Default, Eq, PartialEq)]
+pub(crate) struct Wanting {
+    /// With the serial numbers of their entries.
+    pub(crate) names: Vec<(String, u64)>,
+    pub(crate) losses: u64,
 }
 
 /// What one order has to do.
@@ -46,6 +56,7 @@ pub(crate) struct Topics {
 struct Table {
     taken: HashMap<String, Entry>,
     serial: u64,
+    losses: u64,
     /// Own messages that are waited for, oldest first; no entry is empty.
     echoes: BTreeMap<String, VecDeque<Echo>>,
 }
@@ -55,6 +66,10 @@ struct Entry {
     /// Told apart from an earlier one of the same name.
     serial: u64,
     in_force: bool,
+    /// How many wait for it to be in force.
+    waiting: usize,
+    /// One of them was told that it is. Without that nobody gives it back.
+    held: bool,
 }
 
 struct Echo {
@@ -64,10 +79,13 @@ struct Echo {
 }
 
 impl Topics {
-    /// Takes topics. Those that are not in force yet are returned: they want an [`Order`].
-    pub(crate) fn take(&self, topics: Vec<(String, Topic)>) -> Vec<String> {
+    /// Takes topics. Those that nobody has yet are returned: they want an [`Order`].
+    pub(crate) fn take(&self, topics: Vec<(String, Topic)>) -> Wanting {
         let mut table = lock(&self.table);
-        let mut wanting = Vec::new();
+        let mut wanting = Wanting {
+            names: Vec::new(),
+            losses: table.losses,
+        };
         for (name, topic) in topics {
             table.serial += 1;
             let serial = table.serial;
@@ -75,12 +93,41 @@ impl Topics {
                 topic,
                 serial,
                 in_force: false,
+                waiting: 0,
+                held: false,
             });
-            if !entry.in_force {
-                wanting.push(name);
+            if !entry.held {
+                entry.waiting += 1;
+                wanting.names.push((name, entry.serial));
             }
         }
         wanting
+    }
+
+    /// Who took these was told that they are in force, or that they could not be taken. What nobody has then is taken
+    /// out and returned: it wants an [`Order`].
+    pub(crate) fn settle(&self, names: &[(String, u64)], taken: bool) -> Vec<String> {
+        let mut table = lock(&self.table);
+        let mut left = Vec::new();
+        for (name, serial) in names {
+            // Given back meanwhile, or lost.
+            let Some(entry) = table.taken.get_mut(name).filter(|it| it.serial == *serial) else {
+                continue;
+            };
+            entry.waiting -= 1;
+            entry.held |= taken;
+            if entry.waiting == 0 && !entry.held {
+                table.taken.remove(name);
+                table.echoes.remove(name);
+                left.push(name.clone());
+            }
+        }
+        left
+    }
+
+    /// How often the store was lost.
+    pub(crate) fn losses(&self) -> u64 {
+        lock(&self.table).losses
     }
 
     /// Gives topics back. Those that were taken are returned: they want an [`Order`].
@@ -133,6 +180,7 @@ impl Topics {
     pub(crate) fn lose(&self) {
         let mut table = lock(&self.table);
         table.taken.retain(|_, entry| entry.in_force);
+        table.losses += 1;
         // Nobody will hear anything any more.
         table.echoes.clear();
     }
@@ -223,13 +271,19 @@ impl Topics {
 mod tests {
     use super::*;
 
+    fn wanting(topics: &Topics, name: &str) -> Vec<(String, u64)> {
+        let taken = topics.take(vec![(name.to_owned(), Topic::Channel(name.into()))]);
+        taken.names
+    }
+
     fn take(topics: &Topics, name: &str) -> Vec<String> {
-        topics.take(vec![(name.to_owned(), Topic::Channel(name.into()))])
+        wanting(topics, name).into_iter().map(|it| it.0).collect()
     }
 
     fn carry_out(topics: &Topics, names: &[String]) -> Changes {
         let changes = topics.changes(names);
         topics.confirm(&changes.subscribe);
+        topics.settle(&changes.subscribe, true);
         changes
     }
 
@@ -254,7 +308,7 @@ mod tests {
         topics.give_back(vec!["a".to_owned()]);
         take(&topics, "a");
         topics.confirm(&changes.subscribe);
-        assert_eq!(take(&topics, "a"), ["a"]);
+        assert_eq!(topics.changes(&names).subscribe.len(), 1);
     }
 
     #[test]
@@ -262,10 +316,31 @@ mod tests {
         let topics = Topics::default();
         let names = take(&topics, "a");
         carry_out(&topics, &names);
-        take(&topics, "b");
+        let late = wanting(&topics, "b");
         topics.lose();
-        assert_eq!(topics.names(), ["a"]);
+        assert_eq!((topics.names(), topics.losses()), (vec!["a".to_owned()], 1));
         assert_eq!(topics.unwanted(vec!["a".into(), "b".into()]), ["b"]);
+        // A confirmation that was on its way.
+        topics.confirm(&late);
+        assert!(topics.settle(&late, false).is_empty());
+        assert_eq!(topics.names(), ["a"]);
+    }
+
+    #[test]
+    fn what_nobody_was_told_of_is_taken_out() {
+        let topics = Topics::default();
+        let (one, two) = (wanting(&topics, "a"), wanting(&topics, "a"));
+        assert_eq!(one, two);
+        assert!(topics.settle(&one, false).is_empty(), "two waits");
+        topics.confirm(&two);
+        assert_eq!(topics.settle(&two, false), ["a"], "though it is in force");
+        assert!(topics.names().is_empty());
+
+        let (one, two) = (wanting(&topics, "a"), wanting(&topics, "a"));
+        topics.confirm(&one);
+        assert!(topics.settle(&one, true).is_empty());
+        assert!(topics.settle(&two, false).is_empty(), "one has it");
+        assert_eq!(topics.names(), ["a"]);
     }
 
     #[test]

@@ -392,3 +392,57 @@ fn a_reply_waits_for_the_last_confirmation() {
         assert_eq!(two.message().await, (topics[2].clone(), "in force".into()));
     });
 }
+
+#[test]
+fn a_topic_that_is_refused_harms_no_other() {
+    run_both(async |server| {
+        server.ask(&[
+            "ACL",
+            "SETUSER",
+            "u",
+            "on",
+            ">p",
+            "~*",
+            "+@all",
+            "resetchannels",
+            "&mesh:*",
+            "&ok*",
+        ]);
+        let builder = server.builder().username("u").password("p");
+        let one = Instance::open(builder, "one").await;
+        let two = Instance::open(server.builder(), "two").await;
+        let channel = |name: &str| Topic::Channel(name.into());
+        for round in 0..5 {
+            // The first goes ahead, the others share an order.
+            let names = ["ok", "ok-1", "forbidden", "ok-2"].map(|name| format!("{name}{round}"));
+            let taking = names.iter().map(|name| {
+                one.try_run(Op::Subscribe {
+                    topics: vec![channel(name)],
+                })
+            });
+            for (name, result) in names.iter().zip(join_all(taking).await) {
+                if name.starts_with("ok") {
+                    assert_eq!(result, Ok(Reply::Done), "{name}");
+                } else {
+                    let refused = matches!(result, Err(BackendError::Usage(_)));
+                    assert!(refused, "{name}: {result:?}");
+                }
+            }
+            two.run(publish_channel(&names[3], "hi", 0)).await;
+            assert_eq!(one.message().await, (channel(&names[3]), "hi".into()));
+        }
+        // All or nothing for what is taken by one operation.
+        let topics = vec![channel("ok-alone"), channel("forbidden")];
+        let result = one.try_run(Op::Subscribe { topics }).await;
+        assert!(matches!(result, Err(BackendError::Usage(_))), "{result:?}");
+        until("what was taken beside it is given back", || async {
+            server.ask(&["PUBSUB", "NUMSUB", "ok-alone"]).unwrap() == "ok-alone\n0"
+        })
+        .await;
+        // What was refused does not stand in the way of a return.
+        server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        assert_eq!(one.outage().await, Some(true));
+        two.run(publish_channel("ok-24", "hi", 0)).await;
+        assert_eq!(one.message().await, (channel("ok-24"), "hi".into()));
+    });
+}

@@ -12,10 +12,49 @@ use crate::{
     scripts,
     shared::{Shared, usage},
     stats::Counters,
-    subscriptions::Order,
+    subscriptions::{Order, Wanting},
 };
 
+/// Topics that are being taken. Whatever becomes of it, none stays that nobody was told of.
+struct Taking<'a> {
+    shared: &'a Shared,
+    wanting: Wanting,
+    taken: bool,
+}
+
+impl Taking<'_> {
+    /// They are in force, and who took them is told.
+    fn done(mut self) {
+        self.taken = true;
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        let shared = self.shared;
+        let left = shared.topics.settle(&self.wanting.names, self.taken);
+        if !left.is_empty() {
+            drop(shared.order(left, shared.topics.losses()));
+        }
+    }
+}
+
 impl Shared {
+    /// Has topics' subscriptions brought up to the table.
+    pub(crate) fn order(
+        &self,
+        names: Vec<String>,
+        losses: u64,
+    ) -> oneshot::Receiver<Result<(), BackendError>> {
+        let (done, receiver) = oneshot::channel();
+        let _ = self.orders.unbounded_send(Order {
+            names,
+            losses,
+            done,
+        });
+        receiver
+    }
+
     /// The Redis channel of a topic, if it may be taken.
     fn channel(&self, topic: &Topic) -> Result<String, BackendError> {
         match topic {
@@ -38,14 +77,23 @@ impl Shared {
         for topic in topics {
             named.push((self.channel(&topic)?, topic));
         }
-        let names = self.topics.take(named);
-        if names.is_empty() {
+        let taking = Taking {
+            shared: self,
+            wanting: self.topics.take(named),
+            taken: false,
+        };
+        if taking.wanting.names.is_empty() {
             return Ok(Reply::Done);
         }
-        let (done, in_force) = oneshot::channel();
-        let _ = self.orders.unbounded_send(Order { names, done });
+        let names = taking.wanting.names.iter();
+        let names = names.map(|(name, _)| name.clone()).collect();
+        let in_force = self.order(names, taking.wanting.losses);
         match open.session.or_end(in_force).await {
-            Some(Ok(())) => Ok(Reply::Done),
+            Some(Ok(Ok(()))) => {
+                taking.done();
+                Ok(Reply::Done)
+            }
+            Some(Ok(Err(refusal))) => Err(refusal),
             // The driver knows why.
             Some(Err(oneshot::Canceled)) | None => Err(match self.session() {
                 Err(error) => error,
@@ -69,9 +117,8 @@ impl Shared {
         let names = self.topics.give_back(names);
         // While the store is lost nothing is subscribed.
         if let (Ok(open), false) = (open, names.is_empty()) {
-            let (done, in_force) = oneshot::channel();
-            let _ = self.orders.unbounded_send(Order { names, done });
-            let _ = open.session.or_end(in_force).await;
+            let done = self.order(names, self.topics.losses());
+            let _ = open.session.or_end(done).await;
         }
         Ok(Reply::Done)
     }
