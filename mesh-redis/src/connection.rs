@@ -21,6 +21,7 @@ use crate::{
     decode,
     keys::{Incarnation, Keys},
     listeners::{Listeners, Refused},
+    random,
     scripts::{self, Script},
     shards::Watch,
 };
@@ -63,13 +64,18 @@ impl Commands {
         value.extract_error()
     }
 
-    /// A message goes to one node for each channel, so that a channel keeps its order; a sharded one to the only node
-    /// that takes it.
+    /// Publishes by the node that has a key's slot. Nodes do not wait for each other: what is to keep its order goes by
+    /// one of them.
+    #[cfg_attr(
+        not(feature = "cluster"),
+        expect(unused_variables, reason = "a single Redis has every slot")
+    )]
     async fn publish(
         &mut self,
         command: &str,
         channel: &str,
         message: &[u8],
+        key: &str,
     ) -> Result<Value, RedisError> {
         let mut cmd = redis::cmd(command);
         cmd.arg(channel).arg(message);
@@ -78,7 +84,7 @@ impl Commands {
             #[cfg(feature = "cluster")]
             Self::Cluster(connection) => {
                 use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
-                let route = Route::with_key(channel, SlotAddr::Master);
+                let route = Route::with_key(key, SlotAddr::Master);
                 let routing = RoutingInfo::SingleNode(SingleNodeRoutingInfo::SpecificNode(route));
                 connection
                     .route_command(cmd, routing)
@@ -99,6 +105,8 @@ pub(crate) struct Session {
     pub(crate) incarnation: OnceLock<Incarnation>,
     commands: Commands,
     keys: Keys,
+    /// A key whose node classic topics are published by: any, so that instances spread over the nodes.
+    way: String,
     listeners: Listeners,
     ended: Ended,
     /// Taken to end it.
@@ -146,6 +154,7 @@ impl Session {
             commands,
             listeners: Listeners::new(keys.clone(), subscriptions, watch),
             keys,
+            way: format!("{:x}", random::bits()),
             ended: ended.shared(),
             end: std::sync::Mutex::new(Some(end)),
         };
@@ -244,11 +253,19 @@ impl Session {
 
     pub(crate) async fn publish(&self, channel: &str, message: &[u8]) -> Result<Value, Failure> {
         let mut commands = self.commands.clone();
-        let command = match self.keys.shard(channel) {
-            Some(_) => "SPUBLISH",
-            None => "PUBLISH",
+        let history;
+        let (command, key) = if self.keys.shard(channel).is_some() {
+            // The only node that takes it.
+            ("SPUBLISH", channel)
+        } else if self.keys.is_reserved(channel) {
+            // One node for all topics, so that they keep their order among each other.
+            ("PUBLISH", &*self.way)
+        } else {
+            // As the script that keeps a history does, so that messages with and without one keep their order.
+            history = Keys::history(channel);
+            ("PUBLISH", &*history)
         };
-        let sent = commands.publish(command, channel, message);
+        let sent = commands.publish(command, channel, message, key);
         let result = self.until_end(sent).await?;
         result.map_err(|error| failure(&error))
     }

@@ -112,7 +112,9 @@
 //!
 //! # Redis Cluster
 //!
-//! Subscriptions go to one node, and messages flood the cluster's bus: each node gets each of them. With
+//! Subscriptions go to one node, and messages flood the cluster's bus: each node gets each of them. An instance publishes
+//! all its topics by one node, so that what it publishes keeps its order; a channel's messages go by the node of its
+//! history, with and without one, so that each channel keeps its own. With
 //! [sharded](Builder::sharded) topics only channels' and those to all instances do; the others stay with the node that
 //! has the slot, and each instance has one more connection to every such node.
 //!

@@ -182,6 +182,47 @@ fn is_as_one_redis(cluster: &Cluster, sharded: bool) {
 }
 
 #[test]
+fn what_is_to_keep_its_order_goes_by_one_node() {
+    run(async {
+        let cluster = Cluster::start();
+        let one = Instance::open(cluster.builder(), "one").await;
+        let calls = || {
+            let calls = |node: &RedisServer| node.command_stats().get("publish").copied();
+            let calls = cluster.nodes.iter().map(calls);
+            calls.map(Option::unwrap_or_default).collect::<Vec<_>>()
+        };
+        let publish = async |topic| {
+            let message = Bytes::from("hi");
+            one.run(Op::Publish { topic, message }).await;
+        };
+        for number in 0..30 {
+            publish(Topic::Room(format!("r{number}").as_str().into())).await;
+            publish(Topic::Instance(format!("i{number}").as_str().into())).await;
+        }
+        publish(Topic::All).await;
+        let mut before = calls();
+        assert!(before.contains(&61), "all by one node: {before:?}");
+        for number in 0..30 {
+            let mut by = Vec::new();
+            for history in [0, 3] {
+                let message = Bytes::from("hi");
+                let channel = format!("c{number}").as_str().into();
+                one.run(Op::PublishChannel {
+                    channel,
+                    message,
+                    history,
+                })
+                .await;
+                let after = calls();
+                by.push((0..3).find(|at| before[*at] < after[*at]).unwrap());
+                before = after;
+            }
+            assert_eq!(by[0], by[1], "with and without a history");
+        }
+    });
+}
+
+#[test]
 fn a_node_that_dies_is_an_outage_and_its_return_the_end_of_it() {
     run(async {
         let cluster = Cluster::start();
