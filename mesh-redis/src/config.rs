@@ -11,7 +11,7 @@ use crate::{ConnectError, RedisBackend};
 /// ```no_run
 /// # async fn example() -> Result<(), mesh_redis::ConnectError> {
 /// let backend = mesh_redis::builder("redis://localhost:6379/0")
-///     .prefix("chat:")
+///     .prefix("my-app:")
 ///     .wait(true)
 ///     .connect()
 ///     .await?;
@@ -55,7 +55,8 @@ impl Builder {
     /// What all keys and topics begin with, but for channels and their histories; `mesh:` by default. Instances with
     /// one prefix on one Redis are one cluster.
     ///
-    /// It is not empty and holds no braces, which would move the keys' hash tags.
+    /// It is not empty and holds no braces, which would move the keys' hash tags. It reserves every channel whose name
+    /// begins with it: with `chat:` no server could use the channel `chat:1`.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
