@@ -432,7 +432,7 @@ impl Shared {
 
     /// [`Op::CloseInstance`].
     pub(crate) async fn close(self: &Arc<Self>) -> Result<Reply, BackendError> {
-        let (session, incarnations, instance) = {
+        let (session, incarnations, instance, current) = {
             let mut identity = lock(&self.identity);
             if identity.closed {
                 return Err(usage("the instance is closed"));
@@ -446,12 +446,19 @@ impl Shared {
                 .iter()
                 .chain(&identity.incarnation)
                 .cloned();
-            (self.session(), all.collect::<Vec<_>>(), instance)
+            let (all, current) = (all.collect::<Vec<_>>(), identity.incarnation.clone());
+            (self.session(), all, instance, current)
         };
         let result = match session {
             Ok(session) => {
-                let result = self.clean_up(&session, &incarnations, &instance).await;
-                result.map_err(|failure| self.failed(&session, failure))
+                let work = async {
+                    // What comes behind the cleaning would stay for ever.
+                    if let Some(current) = current.filter(|_| self.is_busy()) {
+                        entomb(self, &session, &current).await?;
+                    }
+                    self.clean_up(&session, &incarnations, &instance).await
+                };
+                work.await.map_err(|failure| self.failed(&session, failure))
             }
             Err(error) => Err(error),
         };

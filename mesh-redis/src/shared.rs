@@ -1,6 +1,9 @@
 //! What the backend's operations and its driver share.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use futures_channel::mpsc;
@@ -29,6 +32,8 @@ pub(crate) struct Shared {
     /// The session that operations use, or why there is none.
     session: Mutex<Result<SharedSession, String>>,
     pub(crate) identity: Mutex<Identity>,
+    /// Operations under way share it.
+    under_way: Arc<()>,
     pub(crate) table: Table,
     pub(crate) topics: Topics,
     pub(crate) mailbox: std::sync::Arc<Mailbox>,
@@ -107,6 +112,7 @@ impl Shared {
             sender,
             session: Mutex::new(Err("not connected yet".to_owned())),
             identity: Mutex::default(),
+            under_way: Arc::default(),
             table: Table::default(),
             topics: Topics::default(),
             mailbox: std::sync::Arc::default(),
@@ -150,15 +156,14 @@ impl Shared {
 
     /// The open instance, with the session and its incarnation.
     pub(crate) fn open_instance(&self) -> Result<Open, BackendError> {
-        let instance = {
+        let (instance, under_way) = {
             let identity = lock(&self.identity);
             if identity.closed {
                 return Err(usage("the instance is closed"));
             }
-            identity
-                .instance
-                .clone()
-                .ok_or_else(|| usage("the instance is not open yet"))?
+            let instance = identity.instance.clone();
+            let instance = instance.ok_or_else(|| usage("the instance is not open yet"))?;
+            (instance, Arc::clone(&self.under_way))
         };
         let session = self.session()?;
         let Some(incarnation) = session.incarnation.get().cloned() else {
@@ -168,7 +173,13 @@ impl Shared {
             instance,
             session,
             incarnation,
+            _under_way: under_way,
         })
+    }
+
+    /// Is an operation under way? Once the instance is closed, none begins any more.
+    pub(crate) fn is_busy(&self) -> bool {
+        Arc::strong_count(&self.under_way) > 1
     }
 
     /// Sends a command; a failure is told to the driver.
@@ -189,6 +200,10 @@ impl Shared {
         Counters::add(&self.counters.errors, 1);
         let reason = match failure {
             Failure::Refused(text) => return BackendError::Usage(text),
+            // Its own doing: see `close`.
+            Failure::Dead if lock(&self.identity).closed => {
+                return BackendError::Unavailable("the instance is closed".to_owned());
+            }
             Failure::Dead => "the store holds this instance for dead".to_owned(),
             Failure::Lost(reason) => reason,
         };
@@ -283,6 +298,7 @@ pub(crate) struct Open {
     pub(crate) instance: InstanceId,
     pub(crate) session: SharedSession,
     pub(crate) incarnation: Incarnation,
+    _under_way: Arc<()>,
 }
 
 pub(crate) fn usage(what: &str) -> BackendError {

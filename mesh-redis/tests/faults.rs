@@ -627,3 +627,32 @@ fn a_heartbeat_that_is_refused_is_an_outage() {
         assert!(matches!(one.notice().await, Notice::Restored { .. }));
     });
 }
+
+#[test]
+fn what_is_under_way_at_the_close_leaves_nothing() {
+    run(async {
+        let server = RedisServer::start();
+        for round in 0..10 {
+            let one = Instance::open(server.builder(), "one").await;
+            one.connect("one.0").await;
+            // Each is brought its script in a second step, behind the close.
+            server.ask(&["SCRIPT", "FLUSH"]);
+            let joins = (0..20).map(|number| {
+                one.try_run(Op::JoinRoom {
+                    room: format!("r{number}").as_str().into(),
+                    connection: "one.0".into(),
+                })
+            });
+            let opens = (1..20).map(|number| {
+                one.try_run(Op::OpenConnection {
+                    connection: format!("one.{number}").as_str().into(),
+                    metadata: None,
+                })
+            });
+            let all = futures_util::future::join_all(joins.chain(opens));
+            let (_, closed) = tokio::join!(all, one.try_run(Op::CloseInstance));
+            assert_eq!(closed, Ok(Reply::Done), "round {round}");
+            assert_eq!(server.lasting_keys(), Vec::<String>::new(), "round {round}");
+        }
+    });
+}
