@@ -170,9 +170,8 @@ async fn entomb(
     incarnation: &Incarnation,
 ) -> Result<(), Failure> {
     let tombs = Partition::all().map(|at| {
-        let mut cmd = redis::cmd("SET");
-        cmd.arg(shared.keys.tombstone(at, incarnation)).arg("1");
-        cmd.arg("EX").arg(TOMBSTONE_SECONDS);
+        let key = shared.keys.tombstone(at, incarnation);
+        let cmd = scripts::INSTANCE_ENTOMB.call([key], [TOMBSTONE_SECONDS.as_bytes()]);
         Counters::add(&shared.counters.commands, 1);
         async move { session.send(&cmd).await }
     });

@@ -52,6 +52,7 @@
 //! | --- | --- | --- | --- |
 //! | `OpenInstance` | leases, dying, format, birth | 1 script | O(instances), of one script |
 //! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script; and what is found | O(found / 1 000) scripts |
+//! | `CloseInstance` with operations under way | `t` | 128 scripts before it, pipelined | |
 //! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |
@@ -73,9 +74,9 @@
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
-//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 `SET` for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
+//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 scripts for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
 //! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, and with sharded topics 1 for each node of a cluster | |
-//! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 `SET` | O(found / 1 000) scripts |
+//! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 scripts | O(found / 1 000) scripts |
 //!
 //! Scripts are loaded at each connect and called by their hash; a Redis that forgot one gets its text with the call.
 //! Replies of pages are bounded by about a thousand entries, or by what Redis keeps packed of a small hash.
@@ -100,6 +101,9 @@
 //!
 //! Changes of state that were on their way when the connection broke come to nothing after that, as their incarnation
 //! is entombed. A message that was on its way may still be published.
+//!
+//! A Redis that is full still lets go: leaving, closing, clearing, cleaning up, leases and registrations go on. It has to
+//! keep what it holds, `maxmemory-policy noeviction`: an eviction takes state away that nobody misses in time.
 //!
 //! A server that does not read its notices loses the oldest messages beyond [`NOTICES_BYTES_MAX`], counted in [`Stats`],
 //! but never word of an outage or a death.

@@ -1,7 +1,8 @@
 //! The Lua scripts, one file and one purpose each.
 //!
 //! They are loaded at every connect and called by their hash. What they share is put behind their first line, which
-//! must stay the first: it makes Redis refuse a key of another slot, on a single node too.
+//! must stay the first: it makes Redis refuse a key of another slot, on a single node too. What only removes, and what
+//! keeps an instance alive, runs on a Redis that is full as well (`allow-oom`): leaving is how it empties.
 
 use std::sync::LazyLock;
 
@@ -110,6 +111,7 @@ scripts! {
     CONNECTIONS_RESTORE = "connections_restore", [FENCE];
     FIELDS = "fields", [];
     INSTANCE_CLOSE = "instance_close", [];
+    INSTANCE_ENTOMB = "instance_entomb", [];
     INSTANCE_HEARTBEAT = "instance_heartbeat", [];
     INSTANCE_LOOK = "instance_look", [ENTRY];
     INSTANCE_REGISTER = "instance_register", [ENTRY];

@@ -656,3 +656,39 @@ fn what_is_under_way_at_the_close_leaves_nothing() {
         }
     });
 }
+
+#[test]
+fn a_full_redis_is_emptied_by_leaving() {
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        let two = Instance::open(server.builder(), "two").await;
+        for id in ["one.1", "one.2"] {
+            one.connect(id).await;
+            one.join("r", id).await;
+            one.join("s", id).await;
+        }
+        two.connect("two.1").await;
+        two.join("r", "two.1").await;
+        server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+        assert_eq!(one.run(leave("s", "one.1")).await, Reply::Flag(true));
+        let connection = "one.1".into();
+        one.run(Op::CloseConnection { connection }).await;
+        one.run(Op::ClearRoom { room: "s".into() }).await;
+        // Heartbeats go on, and with them the cleaning.
+        drop(two);
+        let left = vec![("r".into(), "two.1".into())];
+        assert_eq!(one.notice().await, Notice::RoomsLeft(left));
+        until("it is cleaned up behind", || async {
+            one.backend.stats().instances_reaped == 1
+        })
+        .await;
+        assert_eq!(one.notice_within(Duration::from_secs(3)).await, None);
+        server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        assert_eq!(one.outage().await, Some(true));
+        one.run(Op::Settle).await;
+        one.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Removes a connection with its document; its memberships are removed by `members_remove` in their partitions.
 -- KEYS: tombstone, connections, index of the incarnation, marker of a foreign document
 -- ARGV: connection

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Removes connections that still belong to an incarnation that is over.
 -- KEYS: connections, index of the incarnation
 -- ARGV: incarnation, connections…

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Lets go of leases and claims; the format and the birth go with the last of them.
 -- KEYS: leases, dying, format, birth
 -- ARGV: "incarnation instance"…

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Renews a lease and the caller's claims, tells when the next of the others' ends, and hands out the incarnations
 -- whose lease has ended to a caller that may clean up.
 -- KEYS: leases, dying

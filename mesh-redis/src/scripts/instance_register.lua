@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Gives a new incarnation a lease, and takes the instance's earlier ones over for cleaning up.
 -- KEYS: leases, dying, format, birth
 -- ARGV: instance, incarnation, length of a lease and of a claim in ms, format, earlier incarnations…

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Ends memberships that still belong to an incarnation that is over.
 -- KEYS: index of the incarnation, generations, room documents, then the members of each membership's room
 -- ARGV: incarnation, then for each: connection, room

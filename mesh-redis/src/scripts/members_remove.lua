@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Removes one connection of the caller from rooms of one partition.
 -- KEYS: tombstone, index of the incarnation, generations, room documents, then for each room its members and the
 --   connection's marker of a foreign leave

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Removes a room's members and document and begins its next generation. The members' entries in the indexes go with
 -- their connections.
 -- KEYS: tombstone, members, generations, room documents, last clearing

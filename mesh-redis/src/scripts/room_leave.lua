@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Ends a membership. One that another instance ends leaves a marker, so that its owner does not state it again.
 -- KEYS: tombstone, members, generations, room documents, marker of a foreign leave, index of the incarnation
 -- ARGV: connection, room, seconds that the marker lives, or 0 where the connection is the caller's own
