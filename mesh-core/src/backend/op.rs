@@ -177,7 +177,8 @@ pub enum Op {
     ///
     /// It writes what the store lacks or holds in an older revision, and tells what the store knows better: newer
     /// metadata, and memberships that were ended by others meanwhile, by clearing the room or removing the member. An ended
-    /// membership is not written.
+    /// membership is not written. Of two documents of one revision that differ, which only a store that lost changes holds, its own counts, in
+    /// the next revision.
     Restore {
         /// Connections with their metadata and its revision.
         connections: Vec<(ConnectionId, Document)>,

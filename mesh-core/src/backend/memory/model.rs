@@ -1,6 +1,7 @@
 //! The backend against a naive model: a heap of facts, searched from end to end.
 
 use std::{
+    cmp::Ordering,
     pin::Pin,
     task::{Context, Poll, Waker},
 };
@@ -311,11 +312,18 @@ impl Model {
                 let mut changed = Vec::new();
                 for (id, document) in connections {
                     let stored = self.open(&id).unwrap_or_default();
-                    if stored.revision > document.revision {
-                        changed.push((id, stored));
-                    } else {
-                        self.remove(&Connection(id.clone(), stored));
-                        self.add(Connection(id, document));
+                    self.remove(&Connection(id.clone(), stored.clone()));
+                    let newest = match stored.revision.cmp(&document.revision) {
+                        Ordering::Less => document.clone(),
+                        Ordering::Equal if stored.json != document.json => Document {
+                            revision: stored.revision + 1,
+                            ..stored
+                        },
+                        Ordering::Equal | Ordering::Greater => stored,
+                    };
+                    self.add(Connection(id.clone(), newest.clone()));
+                    if newest != document {
+                        changed.push((id, newest));
                     }
                 }
                 let over = |(room, id, generation): &(Name, ConnectionId, u64)| {

@@ -284,7 +284,13 @@ impl Store {
                     let stored = &mut entry.get_mut().document;
                     if stored.revision < document.revision {
                         *stored = document;
-                    } else if stored.revision > document.revision {
+                        continue;
+                    }
+                    let differs = stored.json != document.json;
+                    if stored.revision == document.revision && differs {
+                        stored.revision += 1;
+                    }
+                    if stored.revision > document.revision {
                         changed.push((entry.key().clone(), entry.get().document.clone()));
                     }
                 }
