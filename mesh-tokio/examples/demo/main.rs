@@ -69,7 +69,13 @@ async fn run() -> Result<(), String> {
 
     let redis = match &options.redis {
         Some(url) => {
-            let connected = mesh_redis::connect(url).await;
+            // Several addresses are the seeds of a Redis Cluster.
+            let mut nodes = url.split(',');
+            let mut redis = mesh_redis::builder(nodes.next().unwrap_or_default());
+            if url.contains(',') {
+                redis = redis.cluster(nodes);
+            }
+            let connected = redis.connect().await;
             Some(Arc::new(
                 connected.map_err(|error| format!("error: {error}"))?,
             ))

@@ -18,7 +18,8 @@ pub(crate) struct Options {
     /// The port to listen on; 0 takes any.
     #[arg(long, default_value_t = 8080)]
     pub(crate) port: u16,
-    /// A Redis to share state through, such as redis://127.0.0.1:6379. Left out: one process, in memory.
+    /// A Redis to share state through, such as redis://127.0.0.1:6379, or nodes of a Redis Cluster with commas between
+    /// them. Left out: one process, in memory.
     #[arg(long, value_name = "URL")]
     pub(crate) redis: Option<String>,
     /// Time between two pings.
