@@ -17,6 +17,8 @@ pub(super) struct Store {
     clearings: u64,
     /// Memberships that another instance ended.
     removed: BTreeSet<Member>,
+    /// Connections whose end was asked for: even if that fails, a backend knows of its own that they are over.
+    pub(super) closed: BTreeSet<ConnectionId>,
     /// What was written before the shard was told that the store is back, and not stated again since.
     stale_connections: BTreeSet<ConnectionId>,
     stale_members: BTreeSet<Member>,
@@ -45,7 +47,7 @@ impl Store {
                 Reply::History(newest.collect())
             }
             Op::JoinRoom { room, connection } => {
-                if !self.connections.contains_key(connection) {
+                if !self.connections.contains_key(connection) || self.closed.contains(connection) {
                     return Err(BackendError::UnknownConnection);
                 }
                 let member = (room.clone(), connection.clone());

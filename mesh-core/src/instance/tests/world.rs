@@ -182,6 +182,8 @@ pub(super) struct World {
     unknown_members: BTreeSet<(Name, ConnectionId)>,
     unknown_metadata: BTreeSet<ConnectionId>,
     unknown_topics: BTreeSet<Topic>,
+    /// An operation failed since the store came back.
+    disturbed: bool,
 }
 
 impl Connection {
@@ -215,6 +217,7 @@ impl World {
             unknown_members: BTreeSet::new(),
             unknown_metadata: BTreeSet::new(),
             unknown_topics: BTreeSet::new(),
+            disturbed: false,
         };
         for place in 0..3 {
             world.open(place);
@@ -391,9 +394,13 @@ impl World {
         assert_eq!(self.store.connections, connections);
     }
 
-    /// What was unknown is no more, once all is stated and the rest is dropped.
+    /// What was unknown is no more, once all is stated and the rest is dropped; unless something failed meanwhile, which in truth is the next
+    /// outage.
     pub(super) fn settled(&mut self) {
         self.store.settle();
+        if self.disturbed {
+            return;
+        }
         for unknown in [&mut self.unknown_connections, &mut self.unknown_metadata] {
             unknown.clear();
         }
@@ -407,6 +414,7 @@ impl World {
         }
         self.cleared.clear();
         self.store.come_back(lost);
+        self.disturbed = false;
         // What another instance changed unheard shows only in what the store answers.
         for of in self.connections.keys() {
             for room in [name(0), name(1)] {
@@ -616,6 +624,7 @@ impl World {
         let answered = !matches!(result, Err(BackendError::Unavailable(_)));
         // What came of an operation from before an outage is settled with it. Topics outlive it.
         let known = answered;
+        self.disturbed |= !answered && !dead;
         match op {
             Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
                 let member = (room.clone(), connection.clone());

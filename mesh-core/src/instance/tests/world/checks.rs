@@ -30,6 +30,9 @@ impl World {
             let state = self.topics.get(&Topic::Room(room.clone()));
             assert_eq!(state, Some(&TopicState::Held), "a member without a topic");
         }
+        if let Op::CloseConnection { connection } = &op {
+            self.store.closed.insert(connection.clone());
+        }
         self.asked.push(Asked {
             token,
             op,
