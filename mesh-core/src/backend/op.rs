@@ -75,8 +75,8 @@ impl ConnectionId {
 /// - A room exists while it has a member or metadata; a room that does not exist reads as an empty one. The same
 ///   holds for connections and channels that are unknown.
 /// - The JSON document `null` is no metadata: setting it removes what was there.
-/// - Clearing a room begins its next generation, a number that never falls and that every clearing raises. A membership belongs to
-///   the generation it was made in, so that one that was cleared is told from one that was only lost.
+/// - Clearing a room begins its next generation, a number that every clearing raises and that only a store that lost its data
+///   begins anew. A membership belongs to the generation it was made in, so that one that was cleared is told from one that was lost.
 /// - Every change of a connection's metadata raises its revision by one; a connection opens with revision 1.
 #[derive(Clone, Debug, Eq, PartialEq)]
 #[non_exhaustive]

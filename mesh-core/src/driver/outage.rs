@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
+use futures_channel::oneshot;
 use futures_util::future::join_all;
 
 use super::{
@@ -17,7 +18,6 @@ use crate::{
     protocol::{builtin::ChannelRef, encode, names},
     websocket::TextFrame,
 };
-use futures_channel::oneshot;
 
 /// Can the backend be reached?
 #[derive(Debug, Default)]

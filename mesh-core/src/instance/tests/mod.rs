@@ -149,7 +149,6 @@ fn words(op: &Op) -> String {
     match op {
         Op::ClearRoom { room } => format!("clear {room}"),
         Op::CloseConnection { connection } => format!("close {connection}"),
-        Op::ConnectionMetadata { connection } => format!("metadata of {connection}"),
         Op::History { channel, limit } => format!("{limit} of {channel}"),
         Op::JoinRoom { room, connection } => format!("{connection} joins {room}"),
         Op::LeaveRoom { room, connection } => format!("{connection} leaves {room}"),

@@ -36,12 +36,6 @@ impl Store {
                 self.members.retain(|(_, member)| member != connection);
                 Reply::Done
             }
-            Op::ConnectionMetadata { connection } => Reply::Document(
-                self.connections
-                    .get(connection)
-                    .cloned()
-                    .unwrap_or_default(),
-            ),
             Op::History { limit, .. } => {
                 let newest = (0..*limit).map(|number| number.to_string().into());
                 Reply::History(newest.collect())

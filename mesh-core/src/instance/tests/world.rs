@@ -645,13 +645,12 @@ impl World {
             Op::CloseConnection { connection } | Op::OpenConnection { connection, .. } if !dead => {
                 set(&mut self.unknown_connections, connection.clone(), !known);
             }
-            Op::SetConnectionMetadata { connection, .. }
-            | Op::ConnectionMetadata { connection } => {
+            Op::SetConnectionMetadata { connection, .. } => {
                 if !dead {
                     set(&mut self.unknown_metadata, connection.clone(), !known);
                 }
                 let of = number(connection);
-                if let Ok(Reply::Changed(Some(document)) | Reply::Document(document)) = result {
+                if let Ok(Reply::Changed(Some(document))) = result {
                     let connection = self.connection(of);
                     connection.adopt(document);
                     connection.changed = document.json.clone();

@@ -241,7 +241,6 @@ fn subject(op: &Op) -> Option<Subject<'_>> {
     Some(match op {
         Op::ClearRoom { room } => Subject::Room(room, None),
         Op::CloseConnection { connection }
-        | Op::ConnectionMetadata { connection }
         | Op::OpenConnection { connection, .. }
         | Op::SetConnectionMetadata { connection, .. } => Subject::Connection(connection),
         Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
