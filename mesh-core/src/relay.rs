@@ -73,11 +73,6 @@ pub enum Relay {
         /// What is to be done.
         relay: Box<Self>,
     },
-    /// The room that the topic names was cleared.
-    RoomCleared {
-        /// The generation that began.
-        generation: u64,
-    },
     /// An event for connections of yours.
     SendTo {
         /// The connections.
@@ -143,17 +138,13 @@ impl Relay {
                 out.put_u8(kind);
                 put(out, name);
             }
-            Self::RoomCleared { generation } => {
-                out.put_u8(5);
-                out.put_u64(*generation);
-            }
             Self::SendTo { connections, text } => {
-                out.put_u8(6);
+                out.put_u8(5);
                 put_ids(out, connections);
                 put(out, text);
             }
             Self::LeaveAllRooms { connection } => {
-                out.put_u8(7);
+                out.put_u8(6);
                 put(out, connection.as_str());
             }
             Self::Request {
@@ -167,7 +158,7 @@ impl Relay {
                 relay.put(out);
             }
             Self::Done { number } => {
-                out.put_u8(9);
+                out.put_u8(8);
                 out.put_u64(*number);
             }
         }
@@ -203,7 +194,7 @@ impl Relay {
 }
 
 /// The kind of a [`Relay::Request`].
-const REQUEST: u8 = 8;
+const REQUEST: u8 = 7;
 
 fn put(out: &mut BytesMut, text: &str) {
     out.put_u32(text.len() as u32);
@@ -261,17 +252,14 @@ impl<'a> Input<'a> {
                     _ => return None,
                 },
             },
-            5 => Relay::RoomCleared {
-                generation: self.long()?,
-            },
-            6 => Relay::SendTo {
+            5 => Relay::SendTo {
                 connections: self.ids()?,
                 text: self.text()?.to_owned(),
             },
-            7 => Relay::LeaveAllRooms {
+            6 => Relay::LeaveAllRooms {
                 connection: self.id()?,
             },
-            9 => Relay::Done {
+            8 => Relay::Done {
                 number: self.long()?,
             },
             _ => return None,
@@ -359,7 +347,6 @@ mod tests {
                     Membership::Channel(name.into())
                 },
             }),
-            any::<u64>().prop_map(|generation| Relay::RoomCleared { generation }),
             any::<u64>().prop_map(|number| Relay::Done { number }),
             (ids(), ".{0,99}").prop_map(|(connections, text)| Relay::SendTo { connections, text }),
         ]

@@ -254,16 +254,17 @@ impl Session {
     pub(crate) async fn publish(&self, channel: &str, message: &[u8]) -> Result<Value, Failure> {
         let mut commands = self.commands.clone();
         let history;
-        let (command, key) = if self.keys.shard(channel).is_some() {
+        let command = self.keys.publish_command(channel);
+        let key = if self.keys.shard(channel).is_some() {
             // The only node that takes it.
-            ("SPUBLISH", channel)
+            channel
         } else if self.keys.is_reserved(channel) {
             // One node for all topics, so that they keep their order among each other.
-            ("PUBLISH", &*self.way)
+            &*self.way
         } else {
             // As the script that keeps a history does, so that messages with and without one keep their order.
             history = Keys::history(channel);
-            ("PUBLISH", &*history)
+            &*history
         };
         let sent = commands.publish(command, channel, message, key);
         let result = self.until_end(sent).await?;

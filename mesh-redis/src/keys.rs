@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_core::backend::{ConnectionId, Topic};
+use mesh_core::backend::{ConnectionId, InstanceId, Topic};
 
 /// How many partitions there are. A part of the key space's format: it never changes within one.
 pub(crate) const PARTITIONS: u16 = 128;
@@ -161,10 +161,36 @@ impl Keys {
             Topic::Instance(instance) if self.sharded => {
                 self.at(Partition::of(instance.as_str()), &format!("n:{instance}"))
             }
-            Topic::Instance(instance) => format!("{}n:{instance}", self.prefix),
+            Topic::Instance(instance) => self.owner_topic(instance),
             Topic::Room(room) => self.at(Partition::of(room), &format!("r:{room}")),
             // `All`; and what a later core adds is refused before it comes here.
             _ => format!("{}all", self.prefix),
+        }
+    }
+
+    /// The Redis channel on which scripts tell an instance what they changed of its connections. It is classic, whatever the slot of
+    /// the script; an instance hears it along with its own topic.
+    pub(crate) fn owner_topic(&self, instance: &InstanceId) -> String {
+        format!("{}n:{instance}", self.prefix)
+    }
+
+    /// The Redis channels that one hears to hear a topic.
+    pub(crate) fn heard(&self, topic: &Topic) -> Vec<String> {
+        let mut names = vec![self.topic(topic)];
+        if let Topic::Instance(instance) = topic
+            && self.sharded
+        {
+            names.push(self.owner_topic(instance));
+        }
+        names
+    }
+
+    /// The command that publishes on a Redis channel.
+    pub(crate) fn publish_command(&self, channel: &str) -> &'static str {
+        if self.shard(channel).is_some() {
+            "SPUBLISH"
+        } else {
+            "PUBLISH"
         }
     }
 

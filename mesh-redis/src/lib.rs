@@ -38,10 +38,13 @@
 //! After a clean end of all instances only histories and room metadata stay, and what ends by itself.
 //!
 //! Topics are Redis channels: `all`, `n:<instance>` and `{pN}:r:<room>` behind the prefix, whose messages are in an
-//! envelope of nine bytes (format version, sender); a channel of the application is the Redis channel of the same name, and
+//! envelope of nine bytes (kind, sender); a channel of the application is the Redis channel of the same name, and
 //! its messages are bare. A channel whose name begins with the prefix is a usage error. With [sharded](Builder::sharded)
 //! topics an instance's is `{pN}:n:<instance>`; it and a room's are shard channels of Redis. `all` and channels stay
-//! classic.
+//! classic, and so does `n:<instance>` for what scripts tell.
+//!
+//! What one instance does to the state of another, to clear a room, to remove a member, to set metadata, the script itself
+//! publishes: that the state changed and that its owner is told of it is one step, whatever becomes of who began it.
 //!
 //! # Operations
 //!
@@ -56,15 +59,16 @@
 //! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |
-//! | `SetConnectionMetadata` | `t`, `c`, `d` | 1 script | the documents' length |
+//! | `SetConnectionMetadata` | `t`, `c`, `d` | 1 script, with `PUBLISH` for another's | the documents' length |
 //! | `Connections` | `c` | 128 scripts, pipelined | O(connections / 1 000) pages |
 //! | `AllConnectionMetadata` | `c` | 128 `HSCAN`, pipelined | O(connections / 1 000) pages |
 //! | `JoinRoom` | `t`, `m`, `i`, `g`, `x`, `l` | 1 script | |
-//! | `LeaveRoom` | `t`, `m`, `i`, `g`, `rm`, `l` | 1 script | |
+//! | `LeaveRoom` | `t`, `m`, `i`, `g`, `rm`, `l` | 1 script, with `PUBLISH` for another's | |
 //! | `IsInRoom` | `m` | 1 `HEXISTS` | |
 //! | `RoomMembers` | `m` | scripts | O(members / 1 000) pages |
 //! | `RoomMembersMetadata` | `m`, `c` | as before, and `HMGET`, pipelined | O(members / 1 000), at least 1 for each partition with one |
-//! | `ClearRoom` | `t`, `m`, `g`, `rm`, `x` | 1 script | |
+//! | `ClearRoom` | `t`, `m`, `g`, `rm`, `x` | 1 script with `PUBLISH` or `SPUBLISH`; in a cluster that is not sharded 1 `PUBLISH` more | the instances that listen |
+//! | `ForgetMembers`, at those with members | `t`, `m`, `i` | 1 script for up to 512 | O(members here) |
 //! | `RoomMetadata` | `rm` | 1 `HGET` | |
 //! | `SetRoomMetadata` | `t`, `m`, `g`, `rm`, `x` | 1 script | the documents' length |
 //! | `AllRoomMetadata` | `rm` | 128 `HSCAN`, pipelined | O(rooms / 1 000) pages |

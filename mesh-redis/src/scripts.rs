@@ -115,6 +115,7 @@ scripts! {
     INSTANCE_HEARTBEAT = "instance_heartbeat", [];
     INSTANCE_LOOK = "instance_look", [ENTRY];
     INSTANCE_REGISTER = "instance_register", [ENTRY];
+    MEMBERS_FORGET = "members_forget", [FENCE];
     MEMBERS_REAP = "members_reap", [ROOMS];
     MEMBERS_REMOVE = "members_remove", [FENCE, ROOMS];
     MEMBERS_RESTORE = "members_restore", [FENCE, ROOMS];

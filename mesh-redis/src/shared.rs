@@ -281,13 +281,12 @@ impl Shared {
             // Only then may its publisher go on.
             return self.topics.hear(channel, message);
         }
-        match envelope::open(message) {
+        match envelope::open(topic, message) {
             None => ignore(),
             Some((sender, _)) if sender == self.sender => {}
-            Some((_, message)) => {
+            Some((_, notice)) => {
                 Counters::add(&self.counters.messages_in, 1);
-                self.mailbox
-                    .push_message(epoch, Notice::Message { topic, message });
+                self.mailbox.push_message(epoch, notice);
             }
         }
     }

@@ -1,9 +1,6 @@
 //! The connections that this instance has open, and the rooms that each may be in.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
-};
+use std::{collections::BTreeMap, sync::Mutex};
 
 use futures_channel::oneshot;
 use mesh_core::backend::{ConnectionId, Name};
@@ -19,7 +16,9 @@ pub(crate) struct Table {
 
 #[derive(Default)]
 struct Entry {
-    rooms: BTreeSet<Name>,
+    /// With the number of the note that tells so.
+    rooms: BTreeMap<Name, u64>,
+    notes: u64,
     /// Operations under way that may write something of this connection.
     under_way: usize,
     /// Closing: nothing begins any more, and the last of those under way tells.
@@ -54,7 +53,7 @@ impl Table {
         let mut connections = lock(&self.connections);
         let entry = connections.get_mut(connection)?;
         let under_way = self.begin(connection, entry)?;
-        entry.rooms.insert(room.clone());
+        entry.note(room);
         Some(under_way)
     }
 
@@ -72,7 +71,22 @@ impl Table {
     /// The connection is a member now, whatever was told since the join began.
     pub(crate) fn joined(&self, connection: &ConnectionId, room: &Name) {
         if let Some(entry) = lock(&self.connections).get_mut(connection) {
-            entry.rooms.insert(room.clone());
+            entry.note(room);
+        }
+    }
+
+    /// Which note there is of a membership, for [`forget`](Self::forget).
+    pub(crate) fn noted(&self, connection: &ConnectionId, room: &Name) -> Option<u64> {
+        let connections = lock(&self.connections);
+        connections.get(connection)?.rooms.get(room).copied()
+    }
+
+    /// A membership is over, unless another note of it was made since.
+    pub(crate) fn forget(&self, connection: &ConnectionId, room: &Name, noted: Option<u64>) {
+        if let Some(entry) = lock(&self.connections).get_mut(connection)
+            && entry.rooms.get(room).copied() == noted
+        {
+            entry.rooms.remove(room);
         }
     }
 
@@ -119,7 +133,7 @@ impl Table {
             match table.get_mut(&connection).filter(|it| it.closing.is_none()) {
                 Some(entry) => {
                     entry.under_way += 1;
-                    entry.rooms.insert(room.clone());
+                    entry.note(&room);
                     begun.push(connection.clone());
                     open.push((room, connection, generation));
                 }
@@ -139,7 +153,7 @@ impl Table {
 
     /// Closes a connection for all that comes later. Once nothing of it is under way any more, its rooms are
     /// returned; `None` where it is not open.
-    pub(crate) async fn close(&self, connection: &ConnectionId) -> Option<BTreeSet<Name>> {
+    pub(crate) async fn close(&self, connection: &ConnectionId) -> Option<Vec<Name>> {
         let wait = {
             let mut connections = lock(&self.connections);
             let entry = connections.get_mut(connection)?;
@@ -148,7 +162,7 @@ impl Table {
                 return None;
             }
             if entry.under_way == 0 {
-                return connections.remove(connection).map(|entry| entry.rooms);
+                return connections.remove(connection).map(Entry::into_rooms);
             }
             let (sender, receiver) = oneshot::channel();
             entry.closing = Some(sender);
@@ -158,7 +172,18 @@ impl Table {
         let _ = wait.await;
         lock(&self.connections)
             .remove(connection)
-            .map(|entry| entry.rooms)
+            .map(Entry::into_rooms)
+    }
+}
+
+impl Entry {
+    fn note(&mut self, room: &Name) {
+        self.notes += 1;
+        self.rooms.insert(room.clone(), self.notes);
+    }
+
+    fn into_rooms(self) -> Vec<Name> {
+        self.rooms.into_keys().collect()
     }
 }
 
@@ -210,11 +235,29 @@ mod tests {
         let Poll::Ready(Some(rooms)) = close.as_mut().poll(&mut cx) else {
             panic!("nothing is under way");
         };
-        assert_eq!(rooms, BTreeSet::from([room]));
+        assert_eq!(rooms, [room]);
         let mut again = pin!(table.close(&id));
         assert_eq!(again.as_mut().poll(&mut cx), Poll::Ready(None));
         assert!(table.restore(vec![(id.clone(), ())]).1.is_empty(), "closed");
         drop(table.open(&id));
         assert_eq!(table.restore(vec![(id.clone(), ())]).1.len(), 1);
+    }
+
+    #[test]
+    fn a_membership_is_forgotten_as_it_was_noted() {
+        let (table, id, room) = (Table::default(), ConnectionId::from("a.1"), Name::from("r"));
+        let noted = |table: &Table| table.noted(&id, &room);
+        drop(table.open(&id));
+        table.forget(&id, &room, None);
+        drop(table.join(&id, &room));
+        let first = noted(&table);
+        assert!(first.is_some());
+        // Whoever joined meanwhile may be a member.
+        table.joined(&id, &room);
+        table.forget(&id, &room, first);
+        let second = noted(&table);
+        assert!(second.is_some());
+        table.forget(&id, &room, second);
+        assert_eq!(noted(&table), None);
     }
 }

@@ -150,3 +150,42 @@ fn large_rooms_are_read_page_by_page() {
         assert_eq!(server.lasting_keys(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn what_was_cleared_leaves_nothing_behind() {
+    run(async {
+        let server = RedisServer::start();
+        let builder = || server.builder().lease(std::time::Duration::from_secs(60));
+        let one = Instance::open(builder(), "one").await;
+        let two = Instance::open(builder(), "two").await;
+        let ids: Vec<_> = (0..600).map(|number| format!("one.{number}")).collect();
+        for id in &ids {
+            one.connect(id).await;
+            one.join("r", id).await;
+            one.join("s", id).await;
+        }
+        let forget = |room: &str| Op::ForgetMembers {
+            room: room.into(),
+            connections: ids.iter().map(|id| id.as_str().into()).collect(),
+        };
+        for room in ["r", "s"] {
+            two.run(Op::ClearRoom { room: room.into() }).await;
+        }
+        // Behind the clearing, and before the word of it.
+        one.join("s", "one.7").await;
+        let forgetting = cost(&server, &one, forget("r")).await;
+        assert_eq!(forgetting["evalsha"], 2, "{forgetting:?}");
+        one.run(forget("s")).await;
+        let indexes = server.keys().into_iter().filter(|key| key.contains(":i:"));
+        let indexes: Vec<_> = indexes.collect();
+        assert_eq!(indexes.len(), 1, "{indexes:?}");
+        let noted = server.ask(&["SMEMBERS", &indexes[0]]).unwrap();
+        assert_eq!(noted, "one.7\0s");
+        for (id, scripts) in [("one.1", 1), ("one.7", 2)] {
+            let connection = id.into();
+            let closing = cost(&server, &one, Op::CloseConnection { connection }).await;
+            assert_eq!(closing["evalsha"], scripts, "{id}: {closing:?}");
+        }
+        assert_eq!(two.members("s").await, Vec::<String>::new());
+    });
+}

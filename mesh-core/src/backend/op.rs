@@ -85,8 +85,8 @@ pub enum Op {
     AllConnectionMetadata,
     /// Every room's metadata, by name, rooms without any left out. → [`Reply::RoomsMetadata`]
     AllRoomMetadata,
-    /// Removes all members and the metadata of a room, and begins its next generation. Nobody is told: an instance with members there
-    /// learns it from whoever cleared the room, by a message on [`Topic::Room`]. → [`Reply::Cleared`]
+    /// Removes all members and the metadata of a room, and begins its next generation. Every other instance that is subscribed to
+    /// [`Topic::Room`] is told, as part of the operation, by [`Notice::RoomCleared`]. → [`Reply::Cleared`]
     ClearRoom {
         /// The room.
         room: Name,
@@ -107,6 +107,14 @@ pub enum Op {
     },
     /// Every connection, all instances. → [`Reply::Connections`]
     Connections,
+    /// Memberships of this instance's connections in a room have ended by another's doing, or by clearing the room. A backend that keeps
+    /// notes of its own about them lets go of those; a connection that is a member again stays one. → [`Reply::Done`]
+    ForgetMembers {
+        /// The room.
+        room: Name,
+        /// The connections.
+        connections: Vec<ConnectionId>,
+    },
     /// The newest messages of a channel's history, newest first. → [`Reply::History`]
     History {
         /// The channel.
@@ -131,7 +139,8 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Ends a membership; true if there was one. → [`Reply::Flag`]
+    /// Ends a membership; true if there was one. Where the connection is another instance's, that one is told, as part of the operation,
+    /// by [`Notice::MemberRemoved`], if it is subscribed to its [`Topic::Instance`]. → [`Reply::Flag`]
     LeaveRoom {
         /// The room.
         room: Name,
@@ -201,7 +210,8 @@ pub enum Op {
         room: Name,
     },
     /// Changes the metadata of a connection, of whatever instance, and tells the result; where the connection is
-    /// unknown nothing is changed and the answer is `None`. → [`Reply::Changed`]
+    /// unknown nothing is changed and the answer is `None`. Where it is another instance's, that one is told, as part of the operation,
+    /// by [`Notice::MetadataChanged`], if it is subscribed to its [`Topic::Instance`]. → [`Reply::Changed`]
     ///
     /// Anything but a replacement as a whole can fail with [`BackendError::TooLong`].
     SetConnectionMetadata {
@@ -346,6 +356,28 @@ pub enum Notice {
     Restored {
         /// Did the store keep its data? `None` where that is not known.
         data_kept: Option<bool>,
+    },
+    /// Another instance changed the metadata of a connection of this one.
+    MetadataChanged {
+        /// The connection.
+        connection: ConnectionId,
+        /// What it is now.
+        document: Document,
+    },
+    /// Another instance ended a membership of a connection of this one, as it was then: the connection may have joined again since, so that
+    /// only the store knows whether it is a member.
+    MemberRemoved {
+        /// The room.
+        room: Name,
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// Another instance cleared a room.
+    RoomCleared {
+        /// The room.
+        room: Name,
+        /// The generation that began.
+        generation: u64,
     },
     /// An instance died, and this one cleaned up behind it: memberships that are over. Told once in the cluster.
     RoomsLeft(Vec<(Name, ConnectionId)>),

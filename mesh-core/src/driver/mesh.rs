@@ -356,7 +356,7 @@ impl MeshServer {
             })
             .await?;
         if self.inner.local(&connection).is_none() {
-            // The store knows it; the instance that delivers to it has to be told.
+            // The store has told the instance that delivers to it; this waits until it is done there.
             let what = Membership::Room(room);
             let id = connection.clone();
             self.inner
@@ -421,15 +421,10 @@ impl MeshServer {
     pub async fn clear_room(&self, room: &str) -> Result<(), ServerError> {
         let room = self.inner.name("room", room)?;
         self.start().await?;
-        let outcome = self
-            .inner
+        self.inner
             .request(&room, |shard, done| shard.clear(&room, done))
             .await?;
-        let Outcome::Cleared { generation } = outcome else {
-            return Ok(());
-        };
-        let relay = Relay::RoomCleared { generation };
-        self.inner.publish(Topic::Room(room), &relay).await
+        Ok(())
     }
 
     /// Publishes a message to a channel: to every subscriber, on all instances, at most once each. With `history`

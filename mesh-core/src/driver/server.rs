@@ -426,6 +426,23 @@ impl Inner {
             Notice::Lost => return self.handle_lost(),
             Notice::Message { topic, message } => (topic, message),
             Notice::Restored { data_kept } => return self.handle_restored(data_kept),
+            Notice::MemberRemoved { room, connection } => {
+                return self.with_shard(&room, |shard| {
+                    shard.handle_member_removed(&room, &connection);
+                });
+            }
+            Notice::MetadataChanged {
+                connection,
+                document,
+            } => {
+                return self.with_shard(connection.as_str(), |shard| {
+                    shard.handle_metadata_changed(&connection, document);
+                });
+            }
+            Notice::RoomCleared { room, generation } => {
+                return self
+                    .with_shard(&room, |shard| shard.handle_room_cleared(&room, generation));
+            }
             Notice::RoomsLeft(members) => {
                 for (room, connection) in members {
                     self.room_left(room, connection, LeaveReason::InstanceLost);
@@ -497,9 +514,6 @@ impl Inner {
             (Topic::Room(room), Relay::Event { except, text }) => {
                 let (except, frame) = (except.into(), TextFrame::new(&text));
                 self.with_shard(&room, |shard| shard.deliver_room(&room, &except, &frame));
-            }
-            (Topic::Room(room), Relay::RoomCleared { generation }) => {
-                self.with_shard(&room, |shard| shard.handle_room_cleared(&room, generation));
             }
             (
                 Topic::Instance(_),

@@ -146,6 +146,8 @@ pub(super) enum Origin {
     },
     ChannelTopic(Name),
     Connection(ConnectionId),
+    /// Nothing depends on the answer.
+    Nobody,
     /// A part of the restoration of this number.
     Restore(u64),
     RoomRequest {

@@ -119,6 +119,13 @@ impl<C: Clone, T> Instance<C, T> {
             .handle_cleared(room, generation, &mut self.actions);
     }
 
+    /// Another instance ended a membership. It may have begun anew since: the backend is asked whether it is over, unless it is not, or no
+    /// longer, one that this shard knows.
+    pub fn handle_member_removed(&mut self, room: &Name, id: &ConnectionId) {
+        self.rooms
+            .handle_member_removed(room, id, &mut self.actions);
+    }
+
     /// The backend is back: all that this shard holds is stated again, part by part, and what the store knows better is taken over. What
     /// concerns a connection or room waits until it is stated. Answered with [`Outcome::Restored`], or the first failure; then the backend
     /// is about to be lost and restored once more. One that is not at its end when the next begins has failed.
@@ -239,12 +246,12 @@ impl<C: Clone, T> Instance<C, T> {
                 self.channels.handle_topic(&channel, &result, actions);
             }
             Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
+            Some(Origin::Nobody) | None => {}
             Some(Origin::Restore(number)) => self.handle_part(number, result),
             Some(Origin::RoomRequest { room, request }) => {
                 self.rooms.handle_request(&room, request, result, actions);
             }
             Some(Origin::RoomTopic(room)) => self.rooms.handle_topic(&room, result, actions),
-            None => {}
         }
     }
 

@@ -21,6 +21,10 @@ use crate::{
 
 #[derive(Debug)]
 enum Kind<C> {
+    /// Somebody else ended a membership: is it over still?
+    Check {
+        id: ConnectionId,
+    },
     Clear,
     Join {
         id: ConnectionId,
@@ -37,7 +41,7 @@ impl<C> Kind<C> {
     fn member(&self) -> Option<&ConnectionId> {
         match self {
             Self::Clear => None,
-            Self::Join { id, .. } | Self::Leave { id } => Some(id),
+            Self::Check { id } | Self::Join { id, .. } | Self::Leave { id } => Some(id),
         }
     }
 }
@@ -45,6 +49,7 @@ impl<C> Kind<C> {
 /// What a request waits for.
 #[derive(Debug)]
 enum Step {
+    Checking,
     Clearing,
     Joining,
     /// `was`: it was a member here.
@@ -65,7 +70,8 @@ enum Step {
 #[derive(Debug)]
 struct Request<C, T> {
     kind: Kind<C>,
-    token: T,
+    /// `None` if nobody asked for it.
+    token: Option<T>,
     step: Step,
     /// The connection went away meanwhile.
     gone: bool,
@@ -133,7 +139,7 @@ impl<C: Clone, T> Rooms<C, T> {
                 handle,
                 present,
             },
-            token,
+            Some(token),
             actions,
         );
     }
@@ -145,11 +151,11 @@ impl<C: Clone, T> Rooms<C, T> {
         token: T,
         actions: &mut Actions<C, T>,
     ) {
-        self.request(room, Kind::Leave { id }, token, actions);
+        self.request(room, Kind::Leave { id }, Some(token), actions);
     }
 
     pub(super) fn clear(&mut self, room: &Name, token: T, actions: &mut Actions<C, T>) {
-        self.request(room, Kind::Clear, token, actions);
+        self.request(room, Kind::Clear, Some(token), actions);
     }
 
     /// Another instance cleared the room, and began this generation.
@@ -161,6 +167,37 @@ impl<C: Clone, T> Rooms<C, T> {
     ) {
         self.begin_generation(room, generation, actions);
         self.advance(room, actions);
+    }
+
+    /// Another instance ended a membership, which may have begun anew since. Requests about the member are in order, so this one tells what
+    /// came of those before it.
+    pub(super) fn handle_member_removed(
+        &mut self,
+        room: &Name,
+        id: &ConnectionId,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(state) = self.rooms.get(room) else {
+            return;
+        };
+        let first = (id.clone(), room.clone(), 0);
+        let last = (id.clone(), room.clone(), u64::MAX);
+        let mut asked = self.asked.range(first..=last).peekable();
+        if asked.peek().is_none() && !state.members.contains(id) {
+            return;
+        }
+        // One that has not begun sees this end, too.
+        let waits = asked.any(|(.., number)| {
+            state.requests.get(number).is_some_and(|request| {
+                matches!(
+                    (&request.kind, &request.step),
+                    (Kind::Check { .. }, Step::Waiting)
+                )
+            })
+        });
+        if !waits {
+            self.request(room, Kind::Check { id: id.clone() }, None, actions);
+        }
     }
 
     /// All members, by room, to be stated again now that the store is back. Their rooms' requests wait until
@@ -201,7 +238,7 @@ impl<C: Clone, T> Rooms<C, T> {
         id: &ConnectionId,
         actions: &mut Actions<C, T>,
     ) {
-        self.remove(room, id, LeaveReason::Left, actions);
+        self.ended(room, id, actions);
     }
 
     /// The restoration has stated all members of a room.
@@ -317,7 +354,15 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         match (&request.step, result) {
             (Step::Waiting, _) => {}
-            (Step::Clearing, Ok(_)) if request.stale => self.again(room, number),
+            (Step::Checking | Step::Clearing, Ok(_)) if request.stale => self.again(room, number),
+            (Step::Checking, result) => {
+                let member = request.kind.member().cloned();
+                if let (Ok(Reply::Flag(false)), Some(id)) = (result, member) {
+                    self.ended(room, &id, actions);
+                }
+                // Behind a failure the store is lost, and what it knows better is told at its return.
+                self.answer(room, number, Ok(Outcome::Left(false)), actions);
+            }
             (Step::Clearing, Ok(reply)) => {
                 let generation = match reply {
                     Reply::Cleared { generation } => generation,
@@ -366,7 +411,13 @@ impl<C: Clone, T> Rooms<C, T> {
         self.advance(room, actions);
     }
 
-    fn request(&mut self, room: &Name, kind: Kind<C>, token: T, actions: &mut Actions<C, T>) {
+    fn request(
+        &mut self,
+        room: &Name,
+        kind: Kind<C>,
+        token: Option<T>,
+        actions: &mut Actions<C, T>,
+    ) {
         self.last += 1;
         let number = self.last;
         let hasher = self.hasher;
@@ -497,6 +548,18 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         let room_name = room.clone();
         match &request.kind {
+            Kind::Check { .. } if request.gone => {
+                self.answer(room, number, Ok(Outcome::Left(false)), actions);
+                return true;
+            }
+            Kind::Check { id } => {
+                let connection = id.clone();
+                let op = Op::IsInRoom {
+                    room: room_name,
+                    connection,
+                };
+                self.ask(room, number, Step::Checking, op, actions);
+            }
             Kind::Join { .. } if request.gone => {
                 self.finish(room, number, Err(InstanceError::Gone), actions);
                 return true;
@@ -673,7 +736,9 @@ impl<C: Clone, T> Rooms<C, T> {
                 state.clears.remove(&number);
             }
         }
-        actions.complete(request.token, result);
+        if let Some(token) = request.token {
+            actions.complete(token, result);
+        }
         Some(request.kind)
     }
 
@@ -690,6 +755,14 @@ impl<C: Clone, T> Rooms<C, T> {
                 }
             }
             self.remove_all(room, actions);
+        }
+    }
+
+    /// The store says that a membership is over.
+    fn ended(&mut self, room: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
+        if self.is_member(room, id) {
+            self.remove(room, id, LeaveReason::Left, actions);
+            forget(room, vec![id.clone()], actions);
         }
     }
 
@@ -727,8 +800,11 @@ impl<C: Clone, T> Rooms<C, T> {
             .get(room)
             .map(|room| room.members.ids().cloned().collect())
             .unwrap_or_default();
-        for id in ids {
-            self.remove(room, &id, LeaveReason::Cleared, actions);
+        for id in &ids {
+            self.remove(room, id, LeaveReason::Cleared, actions);
+        }
+        if !ids.is_empty() {
+            forget(room, ids, actions);
         }
     }
 
@@ -771,4 +847,11 @@ impl<C: Clone, T> Rooms<C, T> {
         assert_eq!(asked, self.asked);
         self.rooms.is_empty() && self.of.is_empty() && self.asked.is_empty()
     }
+}
+
+/// What the backend notes of its own about memberships that are over is of no use any more.
+fn forget<C, T>(room: &Name, connections: Vec<ConnectionId>, actions: &mut Actions<C, T>) {
+    let room = room.clone();
+    let op = Op::ForgetMembers { room, connections };
+    actions.ask(Origin::Nobody, op);
 }

@@ -5,9 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use futures_util::future::join_all;
 use mesh_core::backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Reply};
 
-use super::{ENTRIES_PER_CALL, change_parts, document, holds, json, mark_seconds, text};
+use super::{ENTRIES_PER_CALL, Mark, change_parts, document, holds, json, text};
 use crate::{
-    decode,
+    decode, envelope,
     keys::Partition,
     scripts,
     shared::{Open, Shared, usage},
@@ -169,12 +169,16 @@ impl Shared {
         let (kind, document, except) = change_parts(change);
         let max = self.config.metadata_bytes_max;
         let longest = max.to_string();
+        let mark = Mark::new(self, &open.instance, connection);
+        let head = envelope::notice_head(&self.sender);
         let mut arguments = vec![
             connection.as_str().as_bytes(),
             kind,
             document.as_bytes(),
             longest.as_bytes(),
-            mark_seconds(holds(&open.instance, connection)),
+            mark.seconds,
+            mark.topic.as_bytes(),
+            &head,
         ];
         arguments.extend(except.iter().map(|key| key.as_bytes()));
         let reply = self

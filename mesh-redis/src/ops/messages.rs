@@ -55,15 +55,13 @@ impl Shared {
         receiver
     }
 
-    /// The Redis channel of a topic, if it may be taken.
-    fn channel(&self, topic: &Topic) -> Result<String, BackendError> {
+    /// Is there such a topic?
+    fn check(&self, topic: &Topic) -> Result<(), BackendError> {
         match topic {
             Topic::Channel(name) if self.keys.is_reserved(name) => Err(usage(
                 "the names of channels do not begin with the prefix of mesh's own",
             )),
-            Topic::All | Topic::Channel(_) | Topic::Instance(_) | Topic::Room(_) => {
-                Ok(self.keys.topic(topic))
-            }
+            Topic::All | Topic::Channel(_) | Topic::Instance(_) | Topic::Room(_) => Ok(()),
             _ => Err(usage("this version of mesh-redis does not know the topic")),
         }
     }
@@ -75,7 +73,9 @@ impl Shared {
         let open = self.open_instance()?;
         let mut named = Vec::with_capacity(topics.len());
         for topic in topics {
-            named.push((self.channel(&topic)?, topic));
+            self.check(&topic)?;
+            let names = self.keys.heard(&topic);
+            named.extend(names.into_iter().map(|name| (name, topic.clone())));
         }
         let taking = Taking {
             shared: self,
@@ -112,7 +112,8 @@ impl Shared {
         }
         let names = topics
             .iter()
-            .filter_map(|topic| self.channel(topic).ok())
+            .filter(|topic| self.check(topic).is_ok())
+            .flat_map(|topic| self.keys.heard(topic))
             .collect();
         let names = self.topics.give_back(names);
         // While the store is lost nothing is subscribed.
@@ -134,7 +135,8 @@ impl Shared {
                 "messages of channels are published by `PublishChannel`",
             ));
         }
-        let channel = self.channel(topic)?;
+        self.check(topic)?;
+        let channel = self.keys.topic(topic);
         let sealed = envelope::seal(&self.sender, message);
         Counters::add(&self.counters.commands, 1);
         let sent = open.session.publish(&channel, &sealed).await;

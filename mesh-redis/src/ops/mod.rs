@@ -34,6 +34,7 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         Op::CloseInstance => shared.close().await,
         Op::ConnectionMetadata { connection } => shared.connection_metadata(&connection).await,
         Op::Connections => shared.connections().await,
+        Op::ForgetMembers { room, connections } => shared.forget_members(&room, &connections).await,
         Op::History { channel, limit } => shared.history(&channel, limit).await,
         Op::IsInRoom { room, connection } => shared.is_in_room(&room, &connection).await,
         Op::JoinRoom { room, connection } => shared.join_room(room, connection).await,
@@ -81,6 +82,7 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
         Op::CloseInstance => ("close_instance", None),
         Op::ConnectionMetadata { connection: id } => ("connection_metadata", connection(id)),
         Op::Connections => ("connections", None),
+        Op::ForgetMembers { room: name, .. } => ("forget_members", room(name)),
         Op::History { .. } => ("history", None),
         Op::IsInRoom { room: name, .. } => ("is_in_room", room(name)),
         Op::JoinRoom { room: name, .. } => ("join_room", room(name)),
@@ -116,12 +118,26 @@ fn holds(instance: &InstanceId, connection: &ConnectionId) -> bool {
         .is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// How long a foreign change is marked, as the scripts want it: not at all for what is one's own.
-fn mark_seconds(is_own: bool) -> &'static [u8] {
-    if is_own {
-        b"0"
-    } else {
-        MARK_SECONDS.as_bytes()
+/// What a script does about the owner of a connection that it changes.
+struct Mark {
+    /// How long the change is marked for it, in seconds: not at all for what is one's own.
+    seconds: &'static [u8],
+    /// Where it is told.
+    topic: String,
+}
+
+impl Mark {
+    fn new(shared: &Shared, instance: &InstanceId, connection: &ConnectionId) -> Self {
+        match connection.instance().filter(|owner| owner != instance) {
+            Some(owner) => Self {
+                seconds: MARK_SECONDS.as_bytes(),
+                topic: shared.keys.owner_topic(&owner),
+            },
+            None => Self {
+                seconds: b"0",
+                topic: String::new(),
+            },
+        }
     }
 }
 
@@ -136,7 +152,7 @@ fn text(json: Option<&Json>) -> &str {
 }
 
 /// "revision document", as scripts and hashes hold it.
-fn document(stored: &str) -> Option<Document> {
+pub(crate) fn document(stored: &str) -> Option<Document> {
     let (revision, text) = stored.split_once(' ')?;
     Some(Document {
         json: json(text),

@@ -3,20 +3,23 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::future::try_join_all;
-use mesh_core::backend::{BackendError, ConnectionId, Document, MetadataChange, Name, Reply};
+use mesh_core::backend::{
+    BackendError, ConnectionId, Document, MetadataChange, Name, Reply, Topic,
+};
 use redis::Value;
 
 use super::{
-    MARK_SECONDS, change_parts,
+    ENTRIES_PER_CALL, MARK_SECONDS, Mark, change_parts,
     connections::{entry, too_long},
-    holds, json, mark_seconds,
+    json,
 };
 use crate::{
     connection::Failure,
-    decode,
+    decode, envelope,
     keys::Partition,
     scripts,
     shared::{Open, Shared},
+    stats::Counters,
 };
 
 /// How many connections' metadata one command asks for.
@@ -76,10 +79,14 @@ impl Shared {
             self.keys.foreign_leave(room, connection),
             self.keys.member_index(at, &open.incarnation),
         ];
+        let mark = Mark::new(self, &open.instance, connection);
+        let head = envelope::notice_head(&self.sender);
         let arguments = [
             connection.as_str().as_bytes(),
             room.as_bytes(),
-            mark_seconds(holds(&open.instance, connection)),
+            mark.seconds,
+            mark.topic.as_bytes(),
+            &head,
         ];
         let call = scripts::ROOM_LEAVE.call(keys, arguments);
         let reply = self.send(&open.session, &call).await;
@@ -95,11 +102,68 @@ impl Shared {
     pub(super) async fn clear_room(self: &Arc<Self>, room: &Name) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
         let keys = self.room_keys(&open, room);
-        let call = scripts::ROOM_CLEAR.call(keys, [room.as_bytes(), MARK_SECONDS.as_bytes()]);
+        let topic = self.keys.topic(&Topic::Room(room.clone()));
+        let head = envelope::notice_head(&self.sender);
+        let arguments = [
+            room.as_bytes(),
+            MARK_SECONDS.as_bytes(),
+            self.keys.publish_command(&topic).as_bytes(),
+            topic.as_bytes(),
+            &head,
+        ];
+        let call = scripts::ROOM_CLEAR.call(keys, arguments);
         let reply = self.send(&open.session, &call).await?;
         let generation =
             decode::number(reply).map_err(|failure| self.failed(&open.session, failure))?;
+        if self.config.cluster && self.keys.shard(&topic).is_none() {
+            // The script's notice came from the node of the room. This one keeps its place among what this instance publishes.
+            let notice = envelope::seal_cleared(&self.sender, generation);
+            Counters::add(&self.counters.commands, 1);
+            let sent = open.session.publish(&topic, &notice).await;
+            sent.map_err(|failure| self.failed(&open.session, failure))?;
+        }
         Ok(Reply::Cleared { generation })
+    }
+
+    pub(super) async fn forget_members(
+        self: &Arc<Self>,
+        room: &Name,
+        connections: &[ConnectionId],
+    ) -> Result<Reply, BackendError> {
+        let open = self.open_instance()?;
+        let at = Partition::of(room);
+        let keys = [
+            self.keys.tombstone(at, &open.incarnation),
+            self.keys.members(room),
+            self.keys.member_index(at, &open.incarnation),
+        ];
+        // Before any of them is sent: what is noted from here on is another membership.
+        let noted: Vec<_> = connections
+            .iter()
+            .map(|connection| self.table.noted(connection, room))
+            .collect();
+        let parts = connections.chunks(ENTRIES_PER_CALL);
+        let sent = parts
+            .zip(noted.chunks(ENTRIES_PER_CALL))
+            .map(|(part, noted)| {
+                let first = [open.incarnation.as_str(), room].map(str::as_bytes);
+                let ids = part.iter().map(|id| id.as_str().as_bytes());
+                let call = scripts::MEMBERS_FORGET.call(&keys, first.into_iter().chain(ids));
+                let open = &open;
+                async move {
+                    let reply = self.send(&open.session, &call).await?;
+                    let members = decode::list(reply)
+                        .map_err(|failure| self.failed(&open.session, failure))?;
+                    for ((id, noted), member) in part.iter().zip(noted).zip(members) {
+                        if member == Value::Int(0) {
+                            self.table.forget(id, room, *noted);
+                        }
+                    }
+                    Ok::<_, BackendError>(())
+                }
+            });
+        try_join_all(sent).await?;
+        Ok(Reply::Done)
     }
 
     /// What a room as a whole consists of.

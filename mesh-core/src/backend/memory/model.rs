@@ -132,7 +132,7 @@ impl Model {
             .retain(|fact| !matches!(fact, Connection(id, _) | Member(_, id) if gone(id)));
     }
 
-    fn notice(&mut self, topic: &Topic, message: &Bytes, except: Option<&InstanceId>) {
+    fn tell(&mut self, topic: &Topic, notice: &Notice, except: Option<&InstanceId>) {
         let listening = self.all(|fact| {
             if let Subscribed(id, of) = fact {
                 (of == topic).then(|| id.clone())
@@ -141,13 +141,23 @@ impl Model {
             }
         });
         for id in listening.into_iter().filter(|id| Some(id) != except) {
-            self.notices.push((
-                id,
-                Notice::Message {
-                    topic: topic.clone(),
-                    message: message.clone(),
-                },
-            ));
+            self.notices.push((id, notice.clone()));
+        }
+    }
+
+    fn publish(&mut self, topic: &Topic, message: Bytes, except: Option<&InstanceId>) {
+        let notice = Notice::Message {
+            topic: topic.clone(),
+            message,
+        };
+        self.tell(topic, &notice, except);
+    }
+
+    /// What another instance did to a connection.
+    fn tell_owner(&mut self, me: &InstanceId, connection: &ConnectionId, notice: &Notice) {
+        let owner = connection.instance().unwrap();
+        if owner != *me {
+            self.tell(&Topic::Instance(owner), notice, Some(me));
         }
     }
 
@@ -177,9 +187,10 @@ impl Model {
                     |fact| !matches!(fact, Member(of, _) | RoomMetadata(of, _) if *of == room),
                 );
                 self.clearings += 1;
-                Reply::Cleared {
-                    generation: self.clearings,
-                }
+                let generation = self.clearings;
+                let topic = Topic::Room(room.clone());
+                self.tell(&topic, &Notice::RoomCleared { room, generation }, Some(me));
+                Reply::Cleared { generation }
             }
             Op::CloseConnection { connection } => {
                 self.gone(|id| *id == connection && mine(id));
@@ -197,6 +208,7 @@ impl Model {
             Op::Connections => {
                 Reply::Connections(self.connections().into_iter().map(|(id, _)| id).collect())
             }
+            Op::ForgetMembers { .. } => Reply::Done,
             Op::History { channel, limit } => {
                 let kept = self.facts.iter().filter_map(|fact| match fact {
                     Message(of, message) if *of == channel => Some(message.clone()),
@@ -214,7 +226,12 @@ impl Model {
                 Reply::Joined { new, generation }
             }
             Op::LeaveRoom { room, connection } => {
-                Reply::Flag(self.remove(&Member(room, connection)))
+                let left = self.remove(&Member(room.clone(), connection.clone()));
+                if left {
+                    let id = connection.clone();
+                    self.tell_owner(me, &id, &Notice::MemberRemoved { room, connection });
+                }
+                Reply::Flag(left)
             }
             Op::OpenConnection {
                 connection,
@@ -233,7 +250,7 @@ impl Model {
                 if matches!(topic, Topic::Channel(_)) {
                     return Err(usage(""));
                 }
-                self.notice(&topic, &message, Some(me));
+                self.publish(&topic, message, Some(me));
                 Reply::Done
             }
             Op::PublishChannel {
@@ -254,7 +271,7 @@ impl Model {
                         !drop
                     });
                 }
-                self.notice(&Topic::Channel(channel), &message, None);
+                self.publish(&Topic::Channel(channel), message, None);
                 Reply::Done
             }
             Op::RoomMembers { room } => Reply::Connections(self.members(&room)),
@@ -282,7 +299,12 @@ impl Model {
                     revision: old.revision + 1,
                 };
                 self.remove(&Connection(connection.clone(), old));
-                self.add(Connection(connection, new.clone()));
+                self.add(Connection(connection.clone(), new.clone()));
+                let notice = Notice::MetadataChanged {
+                    connection: connection.clone(),
+                    document: new.clone(),
+                };
+                self.tell_owner(me, &connection, &notice);
                 Reply::Changed(Some(new))
             }
             Op::SetRoomMetadata { room, change } => {
@@ -470,6 +492,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => name().prop_map(|room| Op::ClearRoom { room }),
         1 => connection().prop_map(|connection| Op::CloseConnection { connection }),
         1 => connection().prop_map(|connection| Op::ConnectionMetadata { connection }),
+        1 => (name(), vec(connection(), 0..3))
+            .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
         1 => (name(), 0..4usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
         4 => (name(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),

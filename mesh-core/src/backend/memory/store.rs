@@ -118,7 +118,7 @@ impl Store {
                     .filter_map(|(name, room)| Some((name.clone(), room.metadata.clone()?)))
                     .collect(),
             ),
-            Op::ClearRoom { room } => self.clear_room(&room),
+            Op::ClearRoom { room } => self.clear_room(instance, &room),
             Op::CloseConnection { connection } => {
                 if holds(instance, &connection) {
                     self.close_connection(&connection);
@@ -133,6 +133,8 @@ impl Store {
                     .unwrap_or_default(),
             ),
             Op::Connections => Reply::Connections(self.connections.keys().cloned().collect()),
+            // There are none but the memberships themselves.
+            Op::ForgetMembers { .. } => Reply::Done,
             Op::History { channel, limit } => Reply::History(
                 self.histories
                     .get(&channel)
@@ -146,7 +148,7 @@ impl Store {
                     .is_some_and(|it| it.rooms.contains(&room)),
             ),
             Op::JoinRoom { room, connection } => self.join_room(instance, room, connection)?,
-            Op::LeaveRoom { room, connection } => self.leave_room(&room, &connection),
+            Op::LeaveRoom { room, connection } => self.leave_room(instance, room, connection),
             Op::OpenConnection {
                 connection,
                 metadata,
@@ -161,14 +163,14 @@ impl Store {
                 ));
             }
             Op::Publish { topic, message } => {
-                self.publish(Some(instance), &topic, &message);
+                self.publish(Some(instance), &topic, message);
                 Reply::Done
             }
             Op::PublishChannel {
                 channel,
                 message,
                 history,
-            } => self.publish_channel(channel, &message, history),
+            } => self.publish_channel(channel, message, history),
             Op::Restore {
                 connections,
                 members,
@@ -183,7 +185,7 @@ impl Store {
                 Reply::Metadata(self.rooms.get(&room).and_then(|room| room.metadata.clone()))
             }
             Op::SetConnectionMetadata { connection, change } => {
-                self.set_connection_metadata(&connection, change)?
+                self.set_connection_metadata(instance, &connection, change)?
             }
             Op::SetRoomMetadata { room, change } => self.set_room_metadata(room, change)?,
             // Nothing is lost in memory, so nothing is left over.
@@ -336,27 +338,34 @@ impl Store {
         Ok(Reply::Joined { new, generation })
     }
 
-    fn leave_room(&mut self, room: &Name, connection: &ConnectionId) -> Reply {
+    fn leave_room(&mut self, by: &InstanceId, room: Name, connection: ConnectionId) -> Reply {
         let left = self
             .connections
-            .get_mut(connection)
-            .is_some_and(|it| it.rooms.remove(room));
+            .get_mut(&connection)
+            .is_some_and(|it| it.rooms.remove(&room));
         if left {
-            self.remove_member(room, connection);
+            self.remove_member(&room, &connection);
+            let id = connection.clone();
+            self.tell_owner(by, &id, &Notice::MemberRemoved { room, connection });
         }
         Reply::Flag(left)
     }
 
-    fn clear_room(&mut self, room: &Name) -> Reply {
+    fn clear_room(&mut self, by: &InstanceId, room: &Name) -> Reply {
         for member in self.rooms.remove(room).unwrap_or_default().members {
             if let Some(connection) = self.connections.get_mut(&member) {
                 connection.rooms.remove(room);
             }
         }
         self.clearings += 1;
-        Reply::Cleared {
-            generation: self.clearings,
-        }
+        let generation = self.clearings;
+        let room = room.clone();
+        let notice = Notice::RoomCleared {
+            room: room.clone(),
+            generation,
+        };
+        self.tell(Some(by), &Topic::Room(room), &notice);
+        Reply::Cleared { generation }
     }
 
     /// The room, which comes to be if it is none yet.
@@ -391,17 +400,24 @@ impl Store {
 
     fn set_connection_metadata(
         &mut self,
+        by: &InstanceId,
         connection: &ConnectionId,
         change: MetadataChange,
     ) -> Result<Reply, BackendError> {
-        let Some(connection) = self.connections.get_mut(connection) else {
+        let Some(stored) = self.connections.get_mut(connection) else {
             return Ok(Reply::Changed(None));
         };
-        let document = &mut connection.document;
+        let document = &mut stored.document;
         let result = changed(document.json.as_ref(), change, self.metadata_bytes_max)?;
         document.json = (!is_null(&result)).then_some(result);
         document.revision += 1;
-        Ok(Reply::Changed(Some(document.clone())))
+        let document = document.clone();
+        let notice = Notice::MetadataChanged {
+            connection: connection.clone(),
+            document: document.clone(),
+        };
+        self.tell_owner(by, connection, &notice);
+        Ok(Reply::Changed(Some(document)))
     }
 
     fn set_room_metadata(
@@ -462,30 +478,40 @@ impl Store {
         }
     }
 
-    /// Costs one look-up where nobody listens.
-    fn publish(&mut self, except: Option<&InstanceId>, topic: &Topic, message: &Bytes) {
-        let Some(subscribers) = self.subscribers.get(topic) else {
-            return;
+    fn publish(&mut self, except: Option<&InstanceId>, topic: &Topic, message: Bytes) {
+        let notice = Notice::Message {
+            topic: topic.clone(),
+            message,
         };
-        let others = subscribers.iter().filter(|id| Some(*id) != except);
-        self.notices.extend(others.map(|id| {
-            let notice = Notice::Message {
-                topic: topic.clone(),
-                message: message.clone(),
-            };
-            (id.clone(), notice)
-        }));
+        self.tell(except, topic, &notice);
     }
 
-    fn publish_channel(&mut self, channel: Name, message: &Bytes, length: usize) -> Reply {
+    fn publish_channel(&mut self, channel: Name, message: Bytes, length: usize) -> Reply {
         if length > 0 {
             let history = self.histories.entry(channel.clone()).or_default();
             // A copy: a slice that is kept for long would keep all of the frame it came in.
-            history.push_front(Bytes::copy_from_slice(message));
+            history.push_front(Bytes::copy_from_slice(&message));
             history.truncate(length);
         }
         self.publish(None, &Topic::Channel(channel), message);
         Reply::Done
+    }
+
+    /// Tells who is subscribed. Costs one look-up where nobody is.
+    fn tell(&mut self, except: Option<&InstanceId>, topic: &Topic, notice: &Notice) {
+        let Some(subscribers) = self.subscribers.get(topic) else {
+            return;
+        };
+        let others = subscribers.iter().filter(|id| Some(*id) != except);
+        self.notices
+            .extend(others.map(|id| (id.clone(), notice.clone())));
+    }
+
+    /// Tells the instance of a connection what another one did to it. A subscriber that is neither hears it, too.
+    fn tell_owner(&mut self, by: &InstanceId, connection: &ConnectionId, notice: &Notice) {
+        if let Some(owner) = connection.instance().filter(|owner| owner != by) {
+            self.tell(Some(by), &Topic::Instance(owner), notice);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    backend::{ConnectionId, MemoryCluster, Notice, Topic},
+    backend::{Backend as _, ConnectionId, MemoryCluster, MetadataChange, Notice, Op, Topic},
     driver::{
         CloseCode, Membership, MeshServer, RoomLeave, ServerError,
         testkit::{Client, Mood, Moody, Sim},
@@ -26,6 +26,7 @@ macro_rules! on {
 /// A server whose backend can be lost, with one client, and another on the same cluster.
 struct World {
     sim: Sim,
+    cluster: MemoryCluster,
     one: MeshServer,
     two: MeshServer,
     mood: Mood,
@@ -58,6 +59,7 @@ impl World {
         let ann = sim.connect(&one);
         Self {
             sim,
+            cluster,
             one,
             two,
             mood,
@@ -184,6 +186,47 @@ fn what_was_ended_elsewhere_meanwhile_is_ended_here_on_return() {
     let ann = ConnectionId::new(world.ann.id.as_str());
     let metadata = on!(world, one, |s| s.connections().metadata::<u8>(ann));
     assert_eq!(metadata, Ok(Some(7)));
+}
+
+#[test]
+fn what_another_instance_did_is_told_though_it_died_over_it() {
+    let mut world = World::new();
+    let ann = || ConnectionId::new(world.ann.id.as_str());
+    for room in ["r", "s", "t"] {
+        let id = ann();
+        on!(world, one, |s| s.add_to_room(room, id)).unwrap();
+    }
+    // It gets as far as the store, and no further.
+    let other = world.cluster.backend();
+    let instance = "other".into();
+    let (id, of) = (ann(), ann());
+    world.sim.wait(async move {
+        for op in [
+            Op::OpenInstance { instance },
+            Op::ClearRoom { room: "r".into() },
+            Op::LeaveRoom {
+                room: "s".into(),
+                connection: id,
+            },
+            Op::SetConnectionMetadata {
+                connection: of,
+                change: MetadataChange::Replace("7".into()),
+            },
+        ] {
+            other.execute(op).await.unwrap();
+        }
+    });
+    let mut left = world.take_left();
+    left.sort();
+    assert_eq!(left, ["r Cleared", "s Left"]);
+    let id = ann();
+    let metadata = on!(world, one, |s| s.connections().metadata::<u8>(id));
+    assert_eq!(metadata, Ok(Some(7)));
+    for room in ["r", "s", "t"] {
+        on!(world, two, |s| s.broadcast_room(room, room, 1)).unwrap();
+    }
+    world.sim.run();
+    assert_eq!(world.ann.events(), ["t 1"]);
 }
 
 #[test]

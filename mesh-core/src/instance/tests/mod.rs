@@ -149,7 +149,12 @@ fn words(op: &Op) -> String {
     match op {
         Op::ClearRoom { room } => format!("clear {room}"),
         Op::CloseConnection { connection } => format!("close {connection}"),
+        Op::ForgetMembers { room, connections } => {
+            let connections: Vec<_> = connections.iter().map(ConnectionId::as_str).collect();
+            format!("forget {} in {room}", connections.join(", "))
+        }
         Op::History { channel, limit } => format!("{limit} of {channel}"),
+        Op::IsInRoom { room, connection } => format!("is {connection} in {room}"),
         Op::JoinRoom { room, connection } => format!("{connection} joins {room}"),
         Op::LeaveRoom { room, connection } => format!("{connection} leaves {room}"),
         Op::OpenConnection { connection, .. } => format!("open {connection}"),

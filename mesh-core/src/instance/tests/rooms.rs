@@ -129,6 +129,48 @@ fn a_join_that_another_instance_clears_happens_again() {
 }
 
 #[test]
+fn a_membership_that_another_ended_is_over_if_the_store_says_so() {
+    let mut shard = joined_shard();
+    shard.join("r", 2, 2);
+    shard.ok(3, NEW);
+    let removed = |shard: &mut Shard, of| {
+        shard.instance.handle_member_removed(&"r".into(), &id(of));
+        shard.told()
+    };
+    assert_eq!(removed(&mut shard, 1), ["4: is i.1 in r"]);
+    // It joined again before the word of it came.
+    assert_eq!(shard.ok(4, Reply::Flag(true)), [""; 0]);
+    assert_eq!(removed(&mut shard, 1), ["5: is i.1 in r"]);
+    assert_eq!(
+        shard.ok(5, Reply::Flag(false)),
+        ["release 1", "6: forget i.1 in r"]
+    );
+    shard.ok(6, Reply::Done);
+    assert!(!shard.instance.is_member("r", &id(1)));
+    assert_eq!(removed(&mut shard, 1), [""; 0]);
+    assert_eq!(removed(&mut shard, 3), [""; 0]);
+    assert!(shard.instance.is_member("r", &id(2)));
+}
+
+#[test]
+fn the_word_of_a_removal_waits_for_what_is_under_way() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    for _ in 0..3 {
+        shard.instance.handle_member_removed(&"r".into(), &id(1));
+    }
+    assert_eq!(shard.told(), [""; 0]);
+    assert_eq!(shard.ok(2, NEW), [joined(1, true), "3: is i.1 in r".into()]);
+    assert_eq!(
+        shard.ok(3, Reply::Flag(false)),
+        ["release 1", "4: forget i.1 in r", "5: unsubscribe r"]
+    );
+    shard.ok(5, Reply::Done);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
 fn whoever_joined_behind_a_clearing_stays_when_it_is_told() {
     let mut shard = Shard::new();
     shard.join("r", 1, 1);
@@ -159,7 +201,11 @@ fn a_join_tells_of_a_clearing_that_nobody_told() {
     shard.join("r", 2, 2);
     assert_eq!(
         shard.ok(3, new_in(1)),
-        ["release 1".to_owned(), joined(2, true)]
+        [
+            "release 1".to_owned(),
+            "4: forget i.1 in r".to_owned(),
+            joined(2, true)
+        ]
     );
     assert!(!shard.instance.is_member("r", &id(1)));
 }
@@ -179,11 +225,12 @@ fn nothing_overtakes_a_clear() {
         shard.ok(4, Reply::Cleared { generation: 1 }),
         [
             "release 1",
+            "5: forget i.1 in r",
             "3 = Cleared { generation: 1 }",
-            "5: i.3 joins r"
+            "6: i.3 joins r"
         ]
     );
-    assert_eq!(shard.ok(5, new_in(1)), [joined(4, true)]);
+    assert_eq!(shard.ok(6, new_in(1)), [joined(4, true)]);
 }
 
 #[test]

@@ -36,6 +36,11 @@ impl Store {
                 self.members.retain(|(_, member)| member != connection);
                 Reply::Done
             }
+            // It has no notes.
+            Op::ForgetMembers { .. } => Reply::Done,
+            Op::IsInRoom { room, connection } => {
+                Reply::Flag(self.members.contains(&(room.clone(), connection.clone())))
+            }
             Op::History { limit, .. } => {
                 let newest = (0..*limit).map(|number| number.to_string().into());
                 Reply::History(newest.collect())

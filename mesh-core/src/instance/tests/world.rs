@@ -38,6 +38,7 @@ pub(super) enum Step {
     Leave(usize, usize),
     Message(usize),
     NoticeCleared,
+    NoticeRemoved,
     Open(usize),
     RemoveElsewhere(usize, usize),
     /// The store was out of reach and is back, without its data if they are lost.
@@ -170,6 +171,8 @@ pub(super) struct World {
     topics: BTreeMap<Topic, TopicState>,
     /// Rooms that another instance cleared and the generation that began, which nobody has told yet.
     cleared: Vec<(Name, u64)>,
+    /// Memberships that another instance ended, which nobody has told yet.
+    removed: Vec<(Name, ConnectionId)>,
     /// The generation of each membership that the store wrote last.
     generations: BTreeMap<(Name, ConnectionId), u64>,
     messages: u32,
@@ -209,6 +212,7 @@ impl World {
             answered: Vec::new(),
             topics: BTreeMap::new(),
             cleared: Vec::new(),
+            removed: Vec::new(),
             generations: BTreeMap::new(),
             messages: 0,
             delivered: Vec::new(),
@@ -283,15 +287,21 @@ impl World {
                     self.notice_cleared(&room, generation);
                 }
             }
+            Step::NoticeRemoved => {
+                if !self.removed.is_empty() {
+                    let (room, id) = self.removed.remove(0);
+                    self.instance.handle_member_removed(&room, &id);
+                }
+            }
             Step::Open(place) => {
                 if self.connections[&self.places[place]].gone {
                     self.open(place);
                 }
             }
             Step::RemoveElsewhere(place, room) => {
-                // Only while it is out of reach nobody tells the shard.
-                self.store.remove(&name(room), &id(self.places[place]));
-                self.restore(false);
+                let member = (name(room), id(self.places[place]));
+                self.store.remove(&member.0, &member.1);
+                self.removed.push(member);
             }
             Step::Restore(lost) => self.restore(lost),
             Step::SetMetadata(place, value) => {
@@ -334,6 +344,10 @@ impl World {
     pub(super) fn converge(&mut self) {
         for (room, generation) in std::mem::take(&mut self.cleared) {
             self.notice_cleared(&room, generation);
+        }
+        for (room, id) in std::mem::take(&mut self.removed) {
+            self.instance.handle_member_removed(&room, &id);
+            self.settle();
         }
         self.answer_all();
         assert!(self.requests.is_empty(), "unanswered: {:?}", self.requests);
@@ -413,6 +427,7 @@ impl World {
             asked.dead = true;
         }
         self.cleared.clear();
+        self.removed.clear();
         self.store.come_back(lost);
         self.disturbed = false;
         // What another instance changed unheard shows only in what the store answers.
@@ -635,6 +650,15 @@ impl World {
                 // Whoever left before an outage is not stated behind it.
                 if !dead || known && matches!(op, Op::LeaveRoom { .. }) {
                     set(&mut self.unknown_members, member, !known);
+                }
+            }
+            Op::IsInRoom { room, connection } if !dead => {
+                let member = (room.clone(), connection.clone());
+                if let Ok(Reply::Flag(false)) = result {
+                    self.connection(number(connection)).rooms.remove(room);
+                }
+                if !known {
+                    self.unknown_members.insert(member);
                 }
             }
             Op::ClearRoom { room } if !dead => {

@@ -243,9 +243,9 @@ fn subject(op: &Op) -> Option<Subject<'_>> {
         Op::CloseConnection { connection }
         | Op::OpenConnection { connection, .. }
         | Op::SetConnectionMetadata { connection, .. } => Subject::Connection(connection),
-        Op::JoinRoom { room, connection } | Op::LeaveRoom { room, connection } => {
-            Subject::Room(room, Some(connection))
-        }
+        Op::IsInRoom { room, connection }
+        | Op::JoinRoom { room, connection }
+        | Op::LeaveRoom { room, connection } => Subject::Room(room, Some(connection)),
         Op::Subscribe { topics } | Op::Unsubscribe { topics } => Subject::Topic(topics),
         _ => return None,
     })
