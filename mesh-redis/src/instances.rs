@@ -481,6 +481,20 @@ impl Shared {
         let_go(self, session, &members).await
     }
 
+    /// [`Op::HasInstance`].
+    pub(crate) async fn has_instance(
+        self: &Arc<Self>,
+        instance: &InstanceId,
+    ) -> Result<Reply, BackendError> {
+        let open = self.open_instance()?;
+        let argument = instance.as_str().as_bytes();
+        let cmd = scripts::INSTANCE_FIND.call([self.keys.leases()], [argument]);
+        let reply = self.send(&open.session, &cmd).await?;
+        let found =
+            decode::integer(&reply).map_err(|failure| self.failed(&open.session, failure))?;
+        Ok(Reply::Flag(found == 1))
+    }
+
     /// [`Op::Settle`].
     pub(crate) async fn settle(self: &Arc<Self>) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;

@@ -56,6 +56,7 @@
 //! | `OpenInstance` | leases, dying, format, birth | 1 script | O(instances), of one script |
 //! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script; and what is found | O(found / 1 000) scripts |
 //! | `CloseInstance` with operations under way | `t` | 128 scripts before it, pipelined | |
+//! | `HasInstance` | leases | 1 script | O(instances), of one script |
 //! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |

@@ -112,6 +112,7 @@ scripts! {
     FIELDS = "fields", [];
     INSTANCE_CLOSE = "instance_close", [];
     INSTANCE_ENTOMB = "instance_entomb", [];
+    INSTANCE_FIND = "instance_find", [];
     INSTANCE_HEARTBEAT = "instance_heartbeat", [];
     INSTANCE_LOOK = "instance_look", [ENTRY];
     INSTANCE_REGISTER = "instance_register", [ENTRY];

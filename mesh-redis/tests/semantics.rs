@@ -113,6 +113,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Connections),
         1 => (room(), vec(connection(), 0..3))
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
+        1 => select(vec!["a", "ab", "c", ""])
+            .prop_map(|id| Op::HasInstance { instance: id.into() }),
         1 => (channel(), 0..5_usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
         1 => (room(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
         6 => (room(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),

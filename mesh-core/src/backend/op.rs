@@ -115,6 +115,11 @@ pub enum Op {
         /// The connections.
         connections: Vec<ConnectionId>,
     },
+    /// Is there such an instance, as far as the store knows? One that died is there until its lease ends. → [`Reply::Flag`]
+    HasInstance {
+        /// The instance.
+        instance: InstanceId,
+    },
     /// The newest messages of a channel's history, newest first. → [`Reply::History`]
     History {
         /// The channel.

@@ -72,7 +72,8 @@ impl Inner {
         id.instance().filter(|owner| *owner != self.instance_id)
     }
 
-    /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist.
+    /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist: one
+    /// whose instance knows nothing of it, or of whose instance nobody knows.
     pub(super) async fn tell_owner(
         self: &Arc<Self>,
         id: &ConnectionId,
@@ -86,10 +87,20 @@ impl Inner {
         else {
             return Ok(());
         };
-        if document.revision == 0 {
+        if document.revision == 0 && !self.may_be_alive(&owner).await? {
             return Ok(());
         }
         self.tell(owner, relay).await
+    }
+
+    /// May an instance hold connections that the store does not know of? Until it has stated them to a store that was emptied, or that it
+    /// was cut off from, it does; and after an outage the others come back one by one.
+    async fn may_be_alive(self: &Arc<Self>, instance: &InstanceId) -> Result<bool, ServerError> {
+        if self.reach.is_fresh(self.runtime.now()) {
+            return Ok(true);
+        }
+        let instance = instance.clone();
+        Ok(self.ask(Op::HasInstance { instance }).await? == Reply::Flag(true))
     }
 
     /// Has another instance do something, and waits until it is done.

@@ -6,7 +6,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{Connection, ConnectionRef, MeshServer, ServerError, server::Inner};
 use crate::{
-    backend::{ConnectionId, Json, MetadataChange, Op, Reply},
+    backend::{BackendError, ConnectionId, Json, MetadataChange, Op, Reply},
     protocol::EncodeError,
     relay::Relay,
 };
@@ -223,11 +223,17 @@ impl Inner {
         }
         let connection = id.clone();
         let op = Op::SetConnectionMetadata { connection, change };
-        let Reply::Changed(Some(document)) = self.ask(op).await? else {
+        let reply = self.ask(op).await?;
+        let Some(owner) = self.elsewhere(id) else {
             return Err(ServerError::Gone);
         };
-        let Some(owner) = self.elsewhere(id) else {
-            return Ok(());
+        let Reply::Changed(Some(document)) = reply else {
+            return Err(if self.reach.is_fresh(self.runtime.now()) {
+                let late = "the connection's instance may be yet to come back".to_owned();
+                BackendError::Unavailable(late).into()
+            } else {
+                ServerError::Gone
+            });
         };
         let connection = id.clone();
         let relay = Relay::MetadataChanged {

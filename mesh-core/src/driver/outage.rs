@@ -1,8 +1,11 @@
 //! The backend goes and comes back.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use futures_channel::oneshot;
@@ -19,17 +22,33 @@ use crate::{
     websocket::TextFrame,
 };
 
+/// How long after an outage other instances may take until they are back, too.
+const RETURN_TIME_MAX: Duration = Duration::from_secs(15);
+
 /// Can the backend be reached?
 #[derive(Debug, Default)]
 pub(super) struct Reach {
     lost: AtomicBool,
     /// How often it came back. A restoration that another one began behind leaves the end to it.
     restorations: AtomicU64,
+    /// When it came back last.
+    restored_at: Mutex<Option<Instant>>,
 }
 
 impl Reach {
     pub(super) fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Acquire)
+    }
+
+    fn restored_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        let restored_at = self.restored_at.lock();
+        restored_at.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Did it come back only now, so that other instances may yet be to come?
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.restored_at()
+            .is_some_and(|at| now < at + RETURN_TIME_MAX)
     }
 }
 
@@ -42,6 +61,7 @@ impl Inner {
     /// States again what this instance holds. Nobody waits for it but the backend's own cleaning up.
     pub(super) fn handle_restored(self: &Arc<Self>, data_kept: Option<bool>) {
         self.reach.lost.store(false, Ordering::Release);
+        *self.reach.restored_at() = Some(self.runtime.now());
         let restoration = self.reach.restorations.fetch_add(1, Ordering::AcqRel) + 1;
         tracing::info!(?data_kept, "the backend is back");
         // Begun right here, so that the notices behind this one find the shards told.

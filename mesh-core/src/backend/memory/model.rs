@@ -209,6 +209,7 @@ impl Model {
                 Reply::Connections(self.connections().into_iter().map(|(id, _)| id).collect())
             }
             Op::ForgetMembers { .. } => Reply::Done,
+            Op::HasInstance { instance } => Reply::Flag(self.has(&Instance(instance))),
             Op::History { channel, limit } => {
                 let kept = self.facts.iter().filter_map(|fact| match fact {
                     Message(of, message) if *of == channel => Some(message.clone()),
@@ -494,6 +495,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => connection().prop_map(|connection| Op::ConnectionMetadata { connection }),
         1 => (name(), vec(connection(), 0..3))
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
+        1 => select(&INSTANCES[..]).prop_map(|id| Op::HasInstance { instance: id.into() }),
         1 => (name(), 0..4usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
         4 => (name(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),

@@ -135,6 +135,7 @@ impl Store {
             Op::Connections => Reply::Connections(self.connections.keys().cloned().collect()),
             // There are none but the memberships themselves.
             Op::ForgetMembers { .. } => Reply::Done,
+            Op::HasInstance { instance } => Reply::Flag(self.instances.contains_key(&instance)),
             Op::History { channel, limit } => Reply::History(
                 self.histories
                     .get(&channel)

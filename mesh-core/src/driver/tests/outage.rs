@@ -276,6 +276,51 @@ fn nobody_waits_for_a_connection_that_does_not_exist() {
 }
 
 #[test]
+fn a_connection_that_the_store_does_not_know_yet_is_reached() {
+    let world = World::new();
+    world.mood.failing.lock().unwrap().push("OpenConnection");
+    let bob = world.sim.connect(&world.one);
+    assert_eq!(on!(world, two, |s| s.connections().ids()).unwrap().len(), 1);
+    let id = bob.id.clone();
+    let closed = on!(world, two, |s| s.disconnect(
+        id,
+        CloseCode::POLICY_VIOLATION,
+        ""
+    ));
+    assert_eq!(closed, Ok(()));
+    world.sim.run();
+    assert_eq!(bob.close_code(), Some(1008));
+}
+
+#[test]
+fn who_may_have_yet_to_come_back_is_not_taken_for_nobody() {
+    let world = World::new();
+    let ask = |id: &'static str| {
+        let s = world.one.clone();
+        let asked = world.sim.start(async move {
+            let closed = s.disconnect(id, CloseCode::NORMAL, "").await;
+            (closed, s.connections().set_metadata(id, &1).await)
+        });
+        world.sim.run();
+        asked
+    };
+    let nobody = || (Ok(()), Err(ServerError::Gone));
+    assert_eq!(ask("other.1").take(), Some(nobody()));
+    world.mood.lose();
+    world.mood.restore();
+    world.sim.run();
+    let asked = ask("other.1");
+    world.sim.advance(Duration::from_secs(5));
+    let (closed, changed) = asked.take().unwrap();
+    for outcome in [closed, changed] {
+        let outcome = outcome.unwrap_err();
+        assert!(matches!(outcome, ServerError::Backend(_)), "{outcome}");
+    }
+    world.sim.advance(Duration::from_secs(10));
+    assert_eq!(ask("other.1").take(), Some(nobody()));
+}
+
+#[test]
 fn instances_of_two_versions_work_side_by_side() {
     let world = World::new();
     let mut newer = Relay::Done { number: 1 }.encode().to_vec();
