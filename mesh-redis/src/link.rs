@@ -97,7 +97,11 @@ struct Up {
 #[derive(Clone, Copy, Debug)]
 enum Ping {
     At(Instant),
-    Sent { deadline: Instant },
+    Sent {
+        deadline: Instant,
+        /// This process stood still over the last deadline, and the answer may be there, unread.
+        extended: bool,
+    },
 }
 
 /// Keeps the way to Redis.
@@ -271,12 +275,20 @@ impl Link {
             State::Closed => {}
             State::Up(up) => {
                 match up.ping {
-                    Ping::Sent { deadline } if now >= deadline => {
-                        return self.fail("Redis does not answer", now);
+                    Ping::Sent { deadline, extended } if now >= deadline => {
+                        if extended || now <= deadline + self.config.ping_interval / 2 {
+                            return self.fail("Redis does not answer", now);
+                        }
+                        up.ping = Ping::Sent {
+                            deadline: now + self.config.ping_interval,
+                            extended: true,
+                        };
                     }
                     Ping::At(at) if now >= at => {
-                        let deadline = now + self.config.ping_timeout;
-                        up.ping = Ping::Sent { deadline };
+                        up.ping = Ping::Sent {
+                            deadline: now + self.config.ping_timeout,
+                            extended: false,
+                        };
                         let epoch = self.epoch;
                         self.actions.push_back(LinkAction::Ping { epoch });
                     }
@@ -312,7 +324,7 @@ impl Link {
             State::Up(up) => {
                 let ping = match up.ping {
                     Ping::At(at) => at,
-                    Ping::Sent { deadline } => deadline,
+                    Ping::Sent { deadline, .. } => deadline,
                 };
                 Some(up.next_heartbeat.map_or(ping, |at| at.min(ping)))
             }
@@ -570,6 +582,38 @@ mod tests {
             );
             Ok(())
         }
+    }
+
+    #[test]
+    fn whoever_stood_still_looks_once_more_before_it_gives_up() {
+        let answered = |late_ms: u64, answers: bool| {
+            let mut model = Model::new();
+            let sleep = |late_ms| Step::Sleep { late_ms };
+            let up = [
+                Step::Connected {
+                    well: true,
+                    stale: false,
+                },
+                Step::Registered { well: true },
+                Step::Resubscribed { well: true },
+            ];
+            for step in up.into_iter().chain([sleep(0), sleep(late_ms)]) {
+                model.drain().unwrap();
+                model.step(step);
+            }
+            model.drain().unwrap();
+            if answers {
+                model.step(Step::Pong);
+            }
+            for _ in 0..2 {
+                model.step(sleep(40_000));
+                model.drain().unwrap();
+            }
+            model.up
+        };
+        assert!(answered(40_000, true));
+        assert!(!answered(40_000, false));
+        assert!(!answered(100, true), "there was time enough");
     }
 
     proptest! {
