@@ -357,7 +357,8 @@ impl Driver {
         if session.incarnation.get().is_some() {
             crate::lock(&shared.identity).served = true;
         }
-        let notice = again.then_some(Notice::Restored { data_kept });
+        let number = session.epoch;
+        let notice = again.then_some(Notice::Restored { data_kept, number });
         shared.set_session(Ok(session), notice);
         if again {
             Counters::add(&shared.counters.reconnects, 1);

@@ -496,8 +496,12 @@ impl Shared {
     }
 
     /// [`Op::Settle`].
-    pub(crate) async fn settle(self: &Arc<Self>) -> Result<Reply, BackendError> {
+    pub(crate) async fn settle(self: &Arc<Self>, epoch: u64) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
+        if open.session.epoch != epoch {
+            let again = "the store was lost once more".to_owned();
+            return Err(BackendError::Unavailable(again));
+        }
         let previous = lock(&self.identity).previous.clone();
         // Their tombstones stand since the registration.
         let result = self

@@ -209,7 +209,10 @@ mod tests {
         mailbox.turn(0, Some(Notice::Lost));
         mailbox.push_message(1, message(2));
         mailbox.push_message(2, message(2));
-        let restored = Notice::Restored { data_kept: None };
+        let restored = Notice::Restored {
+            data_kept: None,
+            number: 2,
+        };
         mailbox.turn(2, Some(restored.clone()));
         mailbox.push_message(1, message(2));
         mailbox.push_message(2, message(3));

@@ -150,12 +150,7 @@ fn an_empty_redis_is_filled_again() {
         })
         .await;
         server.restart();
-        assert_eq!(
-            one.notice().await,
-            Notice::Restored {
-                data_kept: Some(false)
-            }
-        );
+        assert_eq!(one.returned().await, Some(false));
         assert_eq!(two.outage().await, Some(false));
         assert_eq!(server.topics().len(), 1, "the room's");
         assert_eq!(one.connections().await, Vec::<String>::new());
@@ -171,7 +166,7 @@ fn an_empty_redis_is_filled_again() {
                 ended: vec![]
             }
         );
-        assert_eq!(one.run(Op::Settle).await, Reply::Done);
+        one.settle().await;
         assert_eq!(two.members("r").await, ["one.1"]);
         assert_eq!(two.connections().await, ["one.1", "one.2"]);
         two.run(Op::Publish {
@@ -219,12 +214,7 @@ fn a_redis_that_kept_its_data_is_settled() {
             Err(BackendError::Unavailable(_))
         ));
         server.restart();
-        assert_eq!(
-            one.notice().await,
-            Notice::Restored {
-                data_kept: Some(true)
-            }
-        );
+        assert_eq!(one.returned().await, Some(true));
         assert_eq!(two.outage().await, Some(true));
         // What happens before this instance states anything again.
         assert_eq!(two.run(leave("r", "one.2")).await, Reply::Flag(true));
@@ -249,7 +239,7 @@ fn a_redis_that_kept_its_data_is_settled() {
         assert_eq!(ended, over.map(|(room, id)| (room.into(), id.into())));
         // "s" was not stated again, and "one.3" neither.
         assert_eq!(two.members("s").await, ["one.1"]);
-        one.run(Op::Settle).await;
+        one.settle().await;
         assert_eq!(two.members("s").await, Vec::<String>::new());
         assert_eq!(two.members("r").await, ["one.1"]);
         assert_eq!(two.connections().await, ["one.1", "one.2"]);
@@ -306,12 +296,7 @@ fn a_frozen_redis_is_known_in_time_and_nobody_is_reaped() {
         tokio::time::sleep(Duration::from_secs(5)).await;
         server.signal("-CONT");
         let began = Instant::now();
-        assert!(matches!(
-            one.notice().await,
-            Notice::Restored {
-                data_kept: Some(true)
-            }
-        ));
+        assert_eq!(one.returned().await, Some(true));
         assert_eq!(two.outage().await, Some(true));
         assert!(began.elapsed() < Duration::from_secs(10));
         one.run(restore(
@@ -319,7 +304,7 @@ fn a_frozen_redis_is_known_in_time_and_nobody_is_reaped() {
             &[("one.1", None, 1)],
         ))
         .await;
-        one.run(Op::Settle).await;
+        one.settle().await;
         // The doubtful join came to nothing, or is settled.
         assert_eq!(two.members("s").await, Vec::<String>::new());
         assert_eq!(two.members("r").await, ["one.1"]);
@@ -351,7 +336,7 @@ fn an_instance_that_is_held_for_dead_registers_anew() {
         );
         one.run(restore(&[("r", "one.1", 0)], &[("one.1", None, 1)]))
             .await;
-        one.run(Op::Settle).await;
+        one.settle().await;
         assert_eq!(one.members("r").await, ["one.1"]);
 
         // A tombstone alone does the same: what an entombed incarnation writes is refused.
@@ -537,7 +522,7 @@ fn a_restoration_begins_no_generation() {
                 .run(restore(&[("r", id, number)], &[(id, None, 1)]))
                 .await;
             assert_eq!(reply, nothing, "{id}");
-            instance.run(Op::Settle).await;
+            instance.settle().await;
         }
         assert_eq!(one.members("r").await, ["one.1", "two.1"]);
         assert_eq!(two.join("r", "two.1").await, lost, "nobody cleared it");
@@ -687,7 +672,7 @@ fn a_full_redis_is_emptied_by_leaving() {
         server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         assert_eq!(one.outage().await, Some(true));
-        one.run(Op::Settle).await;
+        one.settle().await;
         one.close().await;
         assert_eq!(server.lasting_keys(), Vec::<String>::new());
     });

@@ -129,7 +129,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => room().prop_map(|room| Op::RoomMetadata { room }),
         3 => (connection(), change()).prop_map(|(connection, change)| Op::SetConnectionMetadata { connection, change }),
         3 => (room(), change()).prop_map(|(room, change)| Op::SetRoomMetadata { room, change }),
-        1 => Just(Op::Settle),
         3 => vec(topic(), 0..3).prop_map(|topics| Op::Subscribe { topics }),
         1 => vec(topic(), 0..3).prop_map(|topics| Op::Unsubscribe { topics }),
     ]

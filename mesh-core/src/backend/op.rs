@@ -234,9 +234,14 @@ pub enum Op {
         /// The change.
         change: MetadataChange,
     },
-    /// Removes everything of this instance that was written before the last [`Notice::Restored`] and not stated again by
+    /// Removes everything of this instance that was written before [`Notice::Restored`] of this number and not stated again by
     /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown. → [`Reply::Done`]
-    Settle,
+    ///
+    /// Where another loss came behind that return it fails with [`BackendError::Unavailable`]: nothing was stated since.
+    Settle {
+        /// The number of the return.
+        number: u64,
+    },
     /// Takes topics, until they are given back: they outlive an outage. Taking one twice is harmless, and one [`Unsubscribe`](Self::Unsubscribe) gives it back.
     /// → [`Reply::Done`]
     ///
@@ -361,6 +366,8 @@ pub enum Notice {
     Restored {
         /// Did the store keep its data? `None` where that is not known.
         data_kept: Option<bool>,
+        /// Another one with each return.
+        number: u64,
     },
     /// Another instance changed the metadata of a connection of this one.
     MetadataChanged {

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
@@ -600,12 +600,15 @@ pub(super) struct Mood {
     pub(super) slow: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names fail, without effect.
     pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
+    /// Operations of these names are refused, without effect.
+    pub(super) refusing: Arc<Mutex<Vec<&'static str>>>,
     /// The names of all operations so far.
     pub(super) asked: Arc<Mutex<Vec<String>>>,
     pub(super) gate: Gate,
     /// Every operation fails, without effect.
     lost: Arc<AtomicBool>,
     deaf: Arc<AtomicBool>,
+    returns: Arc<AtomicU64>,
     /// Notices of the backend's own.
     teller: Option<mpsc::UnboundedSender<Vec<Notice>>>,
 }
@@ -620,7 +623,9 @@ impl Mood {
     /// The store is back.
     pub(super) fn restore(&self) {
         self.lost.store(false, Ordering::Relaxed);
-        self.tell(Notice::Restored { data_kept: None });
+        let number = self.returns.fetch_add(1, Ordering::Relaxed);
+        let data_kept = None;
+        self.tell(Notice::Restored { data_kept, number });
     }
 
     pub(super) fn tell(&self, notice: Notice) {
@@ -663,6 +668,10 @@ impl Backend for Moody {
         let is = |names: &Mutex<Vec<&'static str>>| names.lock().unwrap().contains(&asked);
         if is(&self.mood.failing) || self.mood.lost.load(Ordering::Relaxed) {
             let error = BackendError::Unavailable("moody".to_owned());
+            return Box::pin(std::future::ready(Err(error)));
+        }
+        if is(&self.mood.refusing) {
+            let error = BackendError::Usage("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
         }
         let slow = is(&self.mood.slow).then(|| self.mood.gate.wait());

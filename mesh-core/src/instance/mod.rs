@@ -133,6 +133,11 @@ impl<C: Clone, T> Instance<C, T> {
     /// `gap` makes the frame that tells the subscribers of a channel that they may have missed messages.
     pub fn handle_restored(&mut self, gap: impl Fn(&Name) -> TextFrame, token: T) {
         self.channels.handle_restored(gap, &mut self.actions);
+        self.state_again(token);
+    }
+
+    /// Begins the restoration anew, as the last one failed though the backend was there. Answered as it was.
+    pub fn state_again(&mut self, token: T) {
         if let Some(Restoration { token, .. }) = self.restoration.take() {
             let lost = BackendError::Unavailable("it was lost once more".to_owned());
             self.actions.complete(token, Err(lost.into()));

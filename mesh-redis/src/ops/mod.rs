@@ -62,7 +62,7 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
             shared.set_connection_metadata(&connection, &change).await
         }
         Op::SetRoomMetadata { room, change } => shared.set_room_metadata(&room, &change).await,
-        Op::Settle => shared.settle().await,
+        Op::Settle { number } => shared.settle(number).await,
         Op::Subscribe { topics } => shared.subscribe(topics).await,
         Op::Unsubscribe { topics } => shared.unsubscribe(&topics).await,
         _ => Err(usage(
@@ -105,7 +105,7 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
             ("set_connection_metadata", connection(id))
         }
         Op::SetRoomMetadata { room: name, .. } => ("set_room_metadata", room(name)),
-        Op::Settle => ("settle", None),
+        Op::Settle { .. } => ("settle", None),
         Op::Subscribe { .. } => ("subscribe", None),
         Op::Unsubscribe { .. } => ("unsubscribe", None),
         _ => ("unknown", None),

@@ -258,6 +258,8 @@ pub struct Instance {
 struct Inbox {
     stream: BoxStream<'static, Vec<Notice>>,
     waiting: std::collections::VecDeque<Notice>,
+    /// The number of the last return.
+    returned: u64,
 }
 
 impl Instance {
@@ -270,6 +272,7 @@ impl Instance {
             notices: Mutex::new(Inbox {
                 stream,
                 waiting: Default::default(),
+                returned: 0,
             }),
         };
         instance
@@ -307,7 +310,17 @@ impl Instance {
                 .ok()??;
             inbox.waiting.extend(batch);
         }
-        inbox.waiting.pop_front()
+        let notice = inbox.waiting.pop_front();
+        if let Some(Notice::Restored { number, .. }) = notice {
+            inbox.returned = number;
+        }
+        notice
+    }
+
+    /// Settles what was unknown at the last return.
+    pub async fn settle(&self) {
+        let number = self.notices.lock().unwrap().returned;
+        assert_eq!(self.run(Op::Settle { number }).await, Reply::Done);
     }
 
     /// The next message.
@@ -321,8 +334,13 @@ impl Instance {
     /// Waits for a loss and the return; is the data kept?
     pub async fn outage(&self) -> Option<bool> {
         assert_eq!(self.notice().await, Notice::Lost);
+        self.returned().await
+    }
+
+    /// Waits for the return; is the data kept?
+    pub async fn returned(&self) -> Option<bool> {
         match self.notice().await {
-            Notice::Restored { data_kept } => data_kept,
+            Notice::Restored { data_kept, .. } => data_kept,
             other => panic!("{}: {other:?} instead of the return", self.id),
         }
     }

@@ -357,7 +357,7 @@ impl Model {
                 let ended = ended.map(|(room, id, _)| (room, id)).collect();
                 Reply::Restored { changed, ended }
             }
-            Op::Settle => Reply::Done,
+            Op::Settle { .. } => Reply::Done,
             Op::Subscribe { topics } => {
                 for topic in topics {
                     self.add(Subscribed(me.clone(), topic));
@@ -506,7 +506,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (name(), message(), 0..4usize)
             .prop_map(|(channel, message, history)| Op::PublishChannel { channel, message, history }),
         4 => restore(),
-        1 => Just(Op::Settle),
+        1 => any::<u64>().prop_map(|number| Op::Settle { number }),
         1 => name().prop_map(|room| Op::RoomMembers { room }),
         1 => name().prop_map(|room| Op::RoomMembersMetadata { room }),
         1 => name().prop_map(|room| Op::RoomMetadata { room }),

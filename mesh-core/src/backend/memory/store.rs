@@ -190,7 +190,7 @@ impl Store {
             }
             Op::SetRoomMetadata { room, change } => self.set_room_metadata(room, change)?,
             // Nothing is lost in memory, so nothing is left over.
-            Op::Settle => Reply::Done,
+            Op::Settle { .. } => Reply::Done,
             Op::Subscribe { topics } => self.subscribe(instance, topics),
             Op::Unsubscribe { topics } => self.unsubscribe(instance, &topics),
         })

@@ -276,6 +276,44 @@ fn nobody_waits_for_a_connection_that_does_not_exist() {
 }
 
 #[test]
+fn what_the_store_refuses_is_stated_again() {
+    let mut world = World::new();
+    world
+        .ann
+        .call("mesh/subscribe-channel", json!({"channel": "c"}));
+    let refuse = |names: &[&'static str]| {
+        *world.mood.refusing.lock().unwrap() = names.to_vec();
+    };
+    refuse(&["Restore"]);
+    world.mood.restore();
+    world.sim.run();
+    world.mood.take_asked();
+    refuse(&["Settle"]);
+    world.sim.advance(Duration::from_secs(1));
+    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+    world
+        .sim
+        .advance(Duration::from_secs(2) - Duration::from_millis(1));
+    assert_eq!(world.mood.take_asked(), [""; 0]);
+    refuse(&[]);
+    world.sim.advance(Duration::from_millis(1));
+    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+    world.sim.advance(Duration::from_secs(10));
+    assert_eq!(world.mood.take_asked(), [""; 0]);
+    let gap = r#"mesh/gap {"channel":"c"}"#;
+    assert_eq!(world.ann.events(), [gap], "once for each return");
+    // Another return takes its place.
+    refuse(&["Settle"]);
+    world.mood.restore();
+    world.sim.run();
+    world.mood.lose();
+    world.sim.run();
+    world.mood.take_asked();
+    world.sim.advance(Duration::from_secs(10));
+    assert_eq!(world.mood.take_asked(), [""; 0]);
+}
+
+#[test]
 fn a_connection_that_the_store_does_not_know_yet_is_reached() {
     let world = World::new();
     world.mood.failing.lock().unwrap().push("OpenConnection");
