@@ -10,7 +10,7 @@ use crate::{
     ConnectError,
     connection::{Failure, Session, SharedSession},
     decode,
-    keys::{Incarnation, Partition},
+    keys::{Incarnation, PARTITIONS_AT_ONCE, Partition},
     lock, random, scripts,
     shared::{Identity, Shared, usage},
     stats::Counters,
@@ -24,9 +24,6 @@ const TOMBSTONE_SECONDS: &str = "120";
 
 /// How many dead instances one heartbeat takes on.
 const REAPED_AT_ONCE: &str = "16";
-
-/// How many partitions are cleaned up side by side.
-const PARTITIONS_AT_ONCE: usize = 16;
 
 /// How many entries one page has, about.
 const PAGE: &str = "1000";

@@ -7,6 +7,9 @@ use mesh_core::backend::{ConnectionId, InstanceId, Topic};
 /// How many partitions there are. A part of the key space's format: it never changes within one.
 pub(crate) const PARTITIONS: u16 = 128;
 
+/// How many partitions are read or cleaned up side by side: Redis has to have as many pages ready at once.
+pub(crate) const PARTITIONS_AT_ONCE: usize = 16;
+
 /// One of the fixed partitions; its number is its keys' hash tag, so that they share a slot.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Partition(u16);

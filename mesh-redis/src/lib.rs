@@ -61,8 +61,8 @@
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |
 //! | `SetConnectionMetadata` | `t`, `c`, `d` | 1 script, with `PUBLISH` for another's | the documents' length |
-//! | `Connections` | `c` | 128 scripts, pipelined | O(connections / 1 000) pages |
-//! | `AllConnectionMetadata` | `c` | 128 `HSCAN`, pipelined | O(connections / 1 000) pages |
+//! | `Connections` | `c` | 128 scripts, 16 at a time | O(connections / 1 000) pages |
+//! | `AllConnectionMetadata` | `c` | 128 `HSCAN`, 16 at a time | O(connections / 1 000) pages |
 //! | `JoinRoom` | `t`, `m`, `i`, `g`, `x`, `l` | 1 script | |
 //! | `LeaveRoom` | `t`, `m`, `i`, `g`, `rm`, `l` | 1 script, with `PUBLISH` for another's | |
 //! | `IsInRoom` | `m` | 1 `HEXISTS` | |
@@ -72,10 +72,10 @@
 //! | `ForgetMembers`, at those with members | `t`, `m`, `i` | 1 script for up to 512 | O(members here) |
 //! | `RoomMetadata` | `rm` | 1 `HGET` | |
 //! | `SetRoomMetadata` | `t`, `m`, `g`, `rm`, `x` | 1 script | the documents' length |
-//! | `AllRoomMetadata` | `rm` | 128 `HSCAN`, pipelined | O(rooms / 1 000) pages |
+//! | `AllRoomMetadata` | `rm` | 128 `HSCAN`, 16 at a time | O(rooms / 1 000) pages |
 //! | `Publish` | | 1 `PUBLISH`, or 1 `SPUBLISH` | the instances that listen |
 //! | `PublishChannel` | `history:` where it keeps one | 1 `PUBLISH`, or 1 script of `LPUSH`, `LTRIM`, `PUBLISH` | the instances that listen |
-//! | `History` | `history:` | 1 `LRANGE` | O(limit) |
+//! | `History` | `history:` | 1 script of `LRANGE`, 32 messages each | O(limit), and no more than may be told |
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |

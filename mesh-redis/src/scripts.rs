@@ -103,6 +103,7 @@ macro_rules! scripts {
 }
 
 scripts! {
+    CHANNEL_HISTORY = "channel_history", [];
     CHANNEL_PUBLISH = "channel_publish", [];
     CONNECTION_CHANGE = "connection_change", [FENCE, JSON];
     CONNECTION_CLOSE = "connection_close", [FENCE];

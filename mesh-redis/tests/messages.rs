@@ -61,6 +61,7 @@ fn names_match_nothing_but_themselves() {
                 .run(Op::History {
                     channel: (*name).into(),
                     limit: 5,
+                    bytes_max: 600,
                 })
                 .await;
             assert_eq!(
@@ -282,19 +283,38 @@ fn a_history_is_exactly_the_newest() {
             one.run(publish_channel("c", &number.to_string(), 3)).await;
         }
         one.run(publish_channel("c", "passing", 0)).await;
-        let read = async |limit| {
-            one.run(Op::History {
-                channel: "c".into(),
-                limit,
-            })
-            .await
+        let history = |limit, bytes_max| Op::History {
+            channel: "c".into(),
+            limit,
+            bytes_max,
         };
+        let read = async |limit| one.run(history(limit, 3)).await;
         let expected = |list: &[&'static str]| {
             Reply::History(list.iter().map(|it| Bytes::from(*it)).collect())
         };
         assert_eq!(read(10).await, expected(&["9", "8", "7"]));
         assert_eq!(read(2).await, expected(&["9", "8"]));
         assert_eq!(read(0).await, expected(&[]));
+        assert_eq!(
+            one.try_run(history(10, 2)).await,
+            Err(BackendError::ReplyTooLong { max: 2 })
+        );
+        for number in 0..100 {
+            one.run(publish_channel("long", &number.to_string(), 99))
+                .await;
+        }
+        for limit in [31, 32, 33, 64, 99, 100] {
+            let read = one
+                .run(Op::History {
+                    channel: "long".into(),
+                    limit,
+                    bytes_max: 999,
+                })
+                .await;
+            let newest = (1..100).rev().take(limit);
+            let newest = newest.map(|number: u32| number.to_string().into());
+            assert_eq!(read, Reply::History(newest.collect()));
+        }
         assert_eq!(
             server.ask(&["LRANGE", "history:c", "0", "-1"]).unwrap(),
             "9\n8\n7"

@@ -115,7 +115,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
         1 => select(vec!["a", "ab", "c", ""])
             .prop_map(|id| Op::HasInstance { instance: id.into() }),
-        1 => (channel(), 0..5_usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
+        1 => (channel(), 0..5_usize, select(vec![4_usize, 99]))
+            .prop_map(|(channel, limit, bytes_max)| Op::History { channel, limit, bytes_max }),
         1 => (room(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
         6 => (room(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),
         3 => (room(), connection()).prop_map(|(room, connection)| Op::LeaveRoom { room, connection }),

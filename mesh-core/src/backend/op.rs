@@ -126,6 +126,8 @@ pub enum Op {
         channel: Name,
         /// How many at most.
         limit: usize,
+        /// How long they may be together, in bytes. What is longer is a [`BackendError::ReplyTooLong`] and not read as a whole.
+        bytes_max: usize,
     },
     /// Is the connection a member of the room? → [`Reply::Flag`]
     IsInRoom {
@@ -399,6 +401,12 @@ pub enum Notice {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
+    /// What was asked for is longer than the caller allows. Wire code `EOVERLOAD`.
+    #[error("the answer would be over the limit of {max} bytes")]
+    ReplyTooLong {
+        /// The limit in bytes.
+        max: usize,
+    },
     /// A merged document would be longer than the store allows. Wire code `EINVALID`.
     #[error("the metadata would be {len} bytes long, more than {max}")]
     TooLong {

@@ -201,10 +201,15 @@ impl BuiltinCall<'_> {
         }
         let limit = request.limit.unwrap_or(HISTORY_LIMIT_DEFAULT);
         let limit = limit.min(server.config.limits.history_max);
-        let Reply::History(history) = server.ask(Op::History { channel, limit }).await? else {
+        let max = listed_bytes_max(&server.config.limits);
+        let op = Op::History {
+            channel,
+            limit,
+            bytes_max: max,
+        };
+        let Reply::History(history) = server.ask(op).await? else {
             return self.reply(&HistoryReply::default());
         };
-        let max = listed_bytes_max(&server.config.limits);
         if !strings_fit(&history, max) {
             return Err(ServerError::ReplyTooLong { max }.into());
         }

@@ -91,6 +91,7 @@ pub enum ServerError {
 impl From<BackendError> for ServerError {
     fn from(error: BackendError) -> Self {
         match error {
+            BackendError::ReplyTooLong { max } => Self::ReplyTooLong { max },
             BackendError::TooLong { len, max } => Self::MetadataTooLong { len, max },
             BackendError::UnknownConnection => Self::Gone,
             other => Self::Backend(other),
@@ -139,6 +140,7 @@ mod tests {
     #[test]
     fn a_backend_error_has_the_code_that_it_tells() {
         for (error, code) in [
+            (BackendError::ReplyTooLong { max: 1 }, "EOVERLOAD"),
             (BackendError::TooLong { len: 2, max: 1 }, "EINVALID"),
             (BackendError::Unavailable(String::new()), "EUNAVAILABLE"),
             (BackendError::UnknownConnection, "ESERVER"),

@@ -344,6 +344,7 @@ impl<C: Clone, T> Channels<C, T> {
         let op = Op::History {
             channel: name.clone(),
             limit,
+            bytes_max: self.history_bytes_max,
         };
         let origin = Origin::ChannelHistory {
             channel: name.clone(),

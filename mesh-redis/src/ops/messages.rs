@@ -5,6 +5,7 @@ use std::{pin::pin, sync::Arc};
 use bytes::Bytes;
 use futures_channel::oneshot;
 use mesh_core::backend::{BackendError, Name, Reply, Topic};
+use redis::Value;
 
 use crate::{
     decode, envelope,
@@ -179,15 +180,19 @@ impl Shared {
         self: &Arc<Self>,
         channel: &Name,
         limit: usize,
+        bytes_max: usize,
     ) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
         if limit == 0 {
             return Ok(Reply::History(Vec::new()));
         }
-        let last = i64::try_from(limit - 1).unwrap_or(i64::MAX);
-        let mut cmd = redis::cmd("LRANGE");
-        cmd.arg(Keys::history(channel)).arg(0).arg(last);
-        let reply = self.send(&open.session, &cmd).await?;
+        let arguments = [limit.to_string(), bytes_max.to_string()];
+        let arguments = arguments.iter().map(String::as_bytes);
+        let call = scripts::CHANNEL_HISTORY.call([Keys::history(channel)], arguments);
+        let reply = self.send(&open.session, &call).await?;
+        if reply == Value::Int(0) {
+            return Err(BackendError::ReplyTooLong { max: bytes_max });
+        }
         let messages = decode::list(reply)
             .and_then(|list| {
                 list.into_iter()

@@ -36,7 +36,11 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         Op::Connections => shared.connections().await,
         Op::ForgetMembers { room, connections } => shared.forget_members(&room, &connections).await,
         Op::HasInstance { instance } => shared.has_instance(&instance).await,
-        Op::History { channel, limit } => shared.history(&channel, limit).await,
+        Op::History {
+            channel,
+            limit,
+            bytes_max,
+        } => shared.history(&channel, limit, bytes_max).await,
         Op::IsInRoom { room, connection } => shared.is_in_room(&room, &connection).await,
         Op::JoinRoom { room, connection } => shared.join_room(room, connection).await,
         Op::LeaveRoom { room, connection } => shared.leave_room(&room, &connection).await,

@@ -2,11 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mesh_core::backend::BackendError;
 use redis::Cmd;
 
-use crate::{connection::SharedSession, decode, keys::Partition, scripts, shared::Shared};
+use crate::{
+    connection::SharedSession,
+    decode,
+    keys::{PARTITIONS_AT_ONCE, Partition},
+    scripts,
+    shared::Shared,
+};
 
 /// How many entries one page has, about.
 const PAGE: &str = "1000";
@@ -64,23 +70,29 @@ impl Shared {
         }
     }
 
-    /// The fields of one hash of every partition, all partitions at once.
+    /// The fields of one hash of every partition.
     pub(super) async fn all_fields(
         &self,
         session: &SharedSession,
         key: impl Fn(Partition) -> String,
     ) -> Result<Vec<String>, BackendError> {
         let parts = Partition::all().map(|at| self.fields(session, key(at)));
-        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
+        stream::iter(parts)
+            .buffer_unordered(PARTITIONS_AT_ONCE)
+            .try_concat()
+            .await
     }
 
-    /// The entries of one hash of every partition, all partitions at once.
+    /// The entries of one hash of every partition.
     pub(super) async fn all_entries(
         &self,
         session: &SharedSession,
         key: impl Fn(Partition) -> String,
     ) -> Result<BTreeMap<String, String>, BackendError> {
         let parts = Partition::all().map(|at| self.entries(session, key(at)));
-        Ok(try_join_all(parts).await?.into_iter().flatten().collect())
+        stream::iter(parts)
+            .buffer_unordered(PARTITIONS_AT_ONCE)
+            .try_concat()
+            .await
     }
 }

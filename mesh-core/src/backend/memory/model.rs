@@ -210,12 +210,20 @@ impl Model {
             }
             Op::ForgetMembers { .. } => Reply::Done,
             Op::HasInstance { instance } => Reply::Flag(self.has(&Instance(instance))),
-            Op::History { channel, limit } => {
+            Op::History {
+                channel,
+                limit,
+                bytes_max,
+            } => {
                 let kept = self.facts.iter().filter_map(|fact| match fact {
                     Message(of, message) if *of == channel => Some(message.clone()),
                     _ => None,
                 });
-                Reply::History(kept.rev().take(limit).collect())
+                let kept: Vec<_> = kept.rev().take(limit).collect();
+                if kept.concat().len() > bytes_max {
+                    return Err(BackendError::ReplyTooLong { max: bytes_max });
+                }
+                Reply::History(kept)
             }
             Op::IsInRoom { room, connection } => Reply::Flag(self.has(&Member(room, connection))),
             Op::JoinRoom { room, connection } => {
@@ -496,7 +504,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (name(), vec(connection(), 0..3))
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
         1 => select(&INSTANCES[..]).prop_map(|id| Op::HasInstance { instance: id.into() }),
-        1 => (name(), 0..4usize).prop_map(|(channel, limit)| Op::History { channel, limit }),
+        1 => (name(), 0..4usize, 0..4usize)
+            .prop_map(|(channel, limit, bytes_max)| Op::History { channel, limit, bytes_max }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),
         4 => (name(), connection()).prop_map(|(room, connection)| Op::JoinRoom { room, connection }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::LeaveRoom { room, connection }),

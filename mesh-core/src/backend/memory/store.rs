@@ -136,13 +136,18 @@ impl Store {
             // There are none but the memberships themselves.
             Op::ForgetMembers { .. } => Reply::Done,
             Op::HasInstance { instance } => Reply::Flag(self.instances.contains_key(&instance)),
-            Op::History { channel, limit } => Reply::History(
-                self.histories
-                    .get(&channel)
-                    .map_or_else(Vec::new, |history| {
-                        history.iter().take(limit).cloned().collect()
-                    }),
-            ),
+            Op::History {
+                channel,
+                limit,
+                bytes_max,
+            } => {
+                let history = self.histories.get(&channel);
+                let newest = || history.into_iter().flatten().take(limit);
+                if newest().map(Bytes::len).sum::<usize>() > bytes_max {
+                    return Err(BackendError::ReplyTooLong { max: bytes_max });
+                }
+                Reply::History(newest().cloned().collect())
+            }
             Op::IsInRoom { room, connection } => Reply::Flag(
                 self.connections
                     .get(&connection)

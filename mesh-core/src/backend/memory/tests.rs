@@ -355,6 +355,7 @@ fn history_is_newest_first_and_never_longer_than_asked() {
             Op::History {
                 channel: "c".into(),
                 limit,
+                bytes_max: 9,
             },
         )
     };

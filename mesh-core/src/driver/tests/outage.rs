@@ -190,7 +190,7 @@ fn what_was_ended_elsewhere_meanwhile_is_ended_here_on_return() {
 
 #[test]
 fn what_another_instance_did_is_told_though_it_died_over_it() {
-    let mut world = World::new();
+    let world = World::new();
     let ann = || ConnectionId::new(world.ann.id.as_str());
     for room in ["r", "s", "t"] {
         let id = ann();

@@ -153,7 +153,7 @@ fn words(op: &Op) -> String {
             let connections: Vec<_> = connections.iter().map(ConnectionId::as_str).collect();
             format!("forget {} in {room}", connections.join(", "))
         }
-        Op::History { channel, limit } => format!("{limit} of {channel}"),
+        Op::History { channel, limit, .. } => format!("{limit} of {channel}"),
         Op::IsInRoom { room, connection } => format!("is {connection} in {room}"),
         Op::JoinRoom { room, connection } => format!("{connection} joins {room}"),
         Op::LeaveRoom { room, connection } => format!("{connection} leaves {room}"),
