@@ -14,6 +14,7 @@ use std::{
 };
 
 use futures_channel::oneshot;
+use futures_util::future::join_all;
 use rand_chacha::{
     ChaCha12Rng,
     rand_core::{RngCore, SeedableRng},
@@ -608,18 +609,17 @@ impl Inner {
         self: &Arc<Self>,
         connection: &ConnectionId,
     ) -> Result<(), ServerError> {
-        let mut result = Ok(());
-        for membership in self.memberships(connection) {
-            if let Membership::Room(room) = membership {
-                let left = self
-                    .request(&room, |shard, done| {
-                        shard.leave(&room, connection.clone(), done);
-                    })
-                    .await;
-                result = result.and(left.map(drop));
-            }
-        }
-        result
+        let rooms = self.memberships(connection).into_iter();
+        let rooms = rooms.filter_map(|membership| match membership {
+            Membership::Room(room) => Some(room),
+            Membership::Channel(_) => None,
+        });
+        // Side by side: each of them waits for the backend.
+        let left = join_all(rooms.map(|room| async move {
+            let leave = |shard: &mut Shard, done| shard.leave(&room, connection.clone(), done);
+            self.request(&room, leave).await
+        }));
+        left.await.into_iter().try_for_each(|left| left.map(drop))
     }
 
     /// Asks the guards again about everything that a local connection holds, and ends what they deny.

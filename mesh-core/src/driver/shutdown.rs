@@ -6,7 +6,7 @@ use std::{
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::{Either, select};
@@ -26,7 +26,7 @@ const BATCH_PAUSE: Duration = Duration::from_millis(10);
 /// The time for what comes behind the last close: hooks, and handshakes under way.
 const HANGING_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// The time that the backend has to take the instance out.
+/// The time that the backend has to take the instance out, besides what the connections have left of theirs.
 const BACKEND_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// How often the end of the last connections is looked for.
@@ -131,7 +131,7 @@ impl MeshServer {
         {
             pause(server, POLL).await;
         }
-        let told = tell_backend(server).await;
+        let told = tell_backend(server, give_up + BACKEND_TIME_MAX).await;
         server.timers.close();
         *is_over = true;
         told
@@ -144,8 +144,7 @@ impl MeshServer {
 }
 
 /// Takes the instance out of the backend. One that does not answer keeps nobody from going: what is left behind ends with the lease.
-async fn tell_backend(server: &Arc<Inner>) -> Result<(), ServerError> {
-    let deadline = server.runtime.now() + BACKEND_TIME_MAX;
+async fn tell_backend(server: &Arc<Inner>, deadline: Instant) -> Result<(), ServerError> {
     let told = pin!(server.ask(Op::CloseInstance));
     match select(told, server.runtime.sleep_until(deadline)).await {
         Either::Left((told, _)) => told.map(drop),
