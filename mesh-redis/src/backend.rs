@@ -15,7 +15,6 @@ use crate::{
     config::Config,
     driver::Driver,
     link::{Link, LinkConfig},
-    notices::Notices,
     ops, random, runtime,
     shared::Shared,
 };
@@ -68,9 +67,7 @@ impl RedisBackend {
     /// Counts for a metrics page.
     pub fn stats(&self) -> Stats {
         let shared = &self.shared;
-        shared
-            .counters
-            .read(shared.mailbox.dropped(), shared.is_up())
+        shared.counters.read(shared.inbox.dropped(), shared.is_up())
     }
 }
 
@@ -99,7 +96,7 @@ impl Backend for RedisBackend {
     }
 
     fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
-        Box::pin(Notices::new(Arc::clone(&self.shared.mailbox)))
+        self.shared.inbox.notices()
     }
 
     fn name(&self) -> &'static str {

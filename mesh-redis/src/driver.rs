@@ -171,7 +171,7 @@ impl Driver {
         self.abandon();
         self.shared
             .set_session(Err("the backend is closed".to_owned()), None);
-        self.shared.mailbox.close();
+        self.shared.inbox.close();
     }
 
     fn handle(&mut self, event: Event) {

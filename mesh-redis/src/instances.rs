@@ -330,7 +330,7 @@ async fn clean_members(
                 .map(|((connection, room), _)| (Name::from(*room), ConnectionId::new(*connection)))
                 .collect();
             if tell && !left.is_empty() {
-                shared.mailbox.push(Notice::RoomsLeft(left));
+                shared.inbox.push(Notice::RoomsLeft(left));
             }
         }
         cursor = next;

@@ -18,7 +18,7 @@ use crate::{
     keys::{Incarnation, Keys},
     listeners::Refused,
     lock,
-    notices::Mailbox,
+    notices::Inbox,
     stats::Counters,
     subscriptions::{Order, Topics},
     table::Table,
@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     under_way: Arc<()>,
     pub(crate) table: Table,
     pub(crate) topics: Topics,
-    pub(crate) mailbox: std::sync::Arc<Mailbox>,
+    pub(crate) inbox: Inbox,
     pub(crate) counters: Counters,
     pub(crate) events: mpsc::UnboundedSender<Event>,
     pub(crate) orders: mpsc::UnboundedSender<Order>,
@@ -115,7 +115,7 @@ impl Shared {
             under_way: Arc::default(),
             table: Table::default(),
             topics: Topics::default(),
-            mailbox: std::sync::Arc::default(),
+            inbox: Inbox::default(),
             counters: Counters::default(),
             events,
             orders,
@@ -132,7 +132,7 @@ impl Shared {
         let (old, waker) = {
             let mut current = lock(&self.session);
             // Under the lock: whoever reads the notice finds it true.
-            let waker = self.mailbox.turn(epoch, notice);
+            let waker = self.inbox.turn(epoch, notice);
             (std::mem::replace(&mut *current, session), waker)
         };
         if let Ok(old) = old {
@@ -277,7 +277,7 @@ impl Shared {
                 topic,
                 message: message.clone(),
             };
-            self.mailbox.push_message(epoch, notice);
+            self.inbox.push_message(epoch, notice);
             // Only then may its publisher go on.
             return self.topics.hear(channel, message);
         }
@@ -286,7 +286,7 @@ impl Shared {
             Some((sender, _)) if sender == self.sender => {}
             Some((_, notice)) => {
                 Counters::add(&self.counters.messages_in, 1);
-                self.mailbox.push_message(epoch, notice);
+                self.inbox.push_message(epoch, notice);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! its cost does not grow with the number of members, connections or instances, except for
 //! enumerations, [`Op::ClearRoom`] and [`Op::CloseInstance`].
 
+mod mailbox;
 mod memory;
 mod op;
 
@@ -11,7 +12,8 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 
-pub use memory::{MemoryBackend, MemoryCluster, NOTICES_BYTES_MAX, Store};
+pub use mailbox::{Mailbox, NOTICES_BYTES_MAX};
+pub use memory::{MemoryBackend, MemoryCluster, Store};
 pub use op::{
     BackendError, ConnectionId, Document, InstanceId, Json, MetadataChange, Name, Notice, Op,
     Reply, Topic,

@@ -1,6 +1,5 @@
 //! The embedded backend: instances of one process share their state without a server of its own.
 
-mod mailbox;
 mod merge;
 #[cfg(test)]
 mod model;
@@ -16,10 +15,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Backend, BackendError, BoxFuture, BoxStream, InstanceId, Notice, Op, Reply};
-use mailbox::{Mailbox, Notices};
-
-pub use mailbox::NOTICES_BYTES_MAX;
+use super::{Backend, BackendError, BoxFuture, BoxStream, InstanceId, Mailbox, Notice, Op, Reply};
 pub use store::Store;
 
 /// The state that the server instances of one process share; a clone is the same cluster.
@@ -59,7 +55,7 @@ pub struct MemoryCluster {
 struct Shared {
     store: Store,
     /// Where the notices of the open instances go.
-    mailboxes: BTreeMap<InstanceId, Arc<Mailbox>>,
+    mailboxes: BTreeMap<InstanceId, Mailbox>,
 }
 
 impl MemoryCluster {
@@ -86,7 +82,7 @@ impl MemoryCluster {
     pub fn backend(&self) -> MemoryBackend {
         MemoryBackend {
             shared: self.shared.clone(),
-            mailbox: Arc::default(),
+            mailbox: Mailbox::default(),
             instance: OnceLock::new(),
         }
     }
@@ -104,11 +100,11 @@ impl fmt::Debug for MemoryCluster {
 /// it returns is ready. Dropping the backend without [`Op::CloseInstance`] is the death of the instance: all that it
 /// held is gone at once.
 ///
-/// Notices wait in a queue of at most [`NOTICES_BYTES_MAX`]. An instance that does not read them loses the oldest,
+/// Notices wait in a queue of at most [`NOTICES_BYTES_MAX`](super::NOTICES_BYTES_MAX). An instance that does not read them loses the oldest,
 /// counted by [`notices_dropped`](Self::notices_dropped), and slows nobody down.
 pub struct MemoryBackend {
     shared: Arc<Mutex<Shared>>,
-    mailbox: Arc<Mailbox>,
+    mailbox: Mailbox,
     /// Set by [`Op::OpenInstance`], once and for all.
     instance: OnceLock<InstanceId>,
 }
@@ -128,7 +124,7 @@ impl MemoryBackend {
         if !shared
             .mailboxes
             .get(instance)
-            .is_some_and(|mailbox| Arc::ptr_eq(mailbox, &self.mailbox))
+            .is_some_and(|mailbox| mailbox.is(&self.mailbox))
         {
             return Err(usage("the instance is closed"));
         }
@@ -185,7 +181,7 @@ impl Backend for MemoryBackend {
     }
 
     fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
-        Box::pin(Notices::new(self.mailbox.clone()))
+        self.mailbox.notices()
     }
 
     fn name(&self) -> &'static str {

@@ -1,0 +1,308 @@
+//! The notices that wait for one server.
+
+use std::{
+    collections::VecDeque,
+    fmt, mem,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use futures_core::Stream;
+
+use super::{BoxStream, Notice, Topic};
+
+/// The most that waits for a server that does not read its notices, in bytes: 32 MiB, as Redis allows a
+/// subscriber (`client-output-buffer-limit pubsub`).
+///
+/// Beyond it the oldest notices are dropped, but for word of an outage or a death; one notice is always admitted to an empty
+/// queue. Every notice counts with its message, its names and its own size, though instances share the messages.
+pub const NOTICES_BYTES_MAX: usize = 32 << 20;
+
+/// The queue behind [`Backend::notices`](super::Backend::notices), for whoever writes a backend; a clone is the same queue.
+///
+/// ```
+/// # use std::{pin::pin, task::{Context, Poll, Waker}};
+/// use futures_core::Stream;
+/// use mesh_core::backend::{Mailbox, Notice};
+///
+/// let mailbox = Mailbox::default();
+/// let mut notices = mailbox.notices();
+/// if let Some(reader) = mailbox.push(Notice::Lost) {
+///     reader.wake();
+/// }
+/// # let mut cx = Context::from_waker(Waker::noop());
+/// let batch = notices.as_mut().poll_next(&mut cx);
+/// assert_eq!(batch, Poll::Ready(Some(vec![Notice::Lost])));
+/// ```
+#[derive(Clone, Default)]
+pub struct Mailbox {
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    notices: VecDeque<Notice>,
+    bytes: usize,
+    dropped: u64,
+    /// Nobody reads any more: the instance is closed, or its stream was dropped.
+    closed: bool,
+    /// The stream was handed out.
+    taken: bool,
+    waker: Option<Waker>,
+}
+
+impl Mailbox {
+    /// Puts a notice in. The reader, if it sleeps, is to be woken once no lock is held: a waker is foreign code.
+    #[must_use = "the reader sleeps until it is woken"]
+    pub fn push(&self, notice: Notice) -> Option<Waker> {
+        let mut queue = self.lock();
+        if queue.closed {
+            return None;
+        }
+        queue.bytes += size(&notice);
+        queue.notices.push_back(notice);
+        while queue.bytes > NOTICES_BYTES_MAX && queue.notices.len() > 1 {
+            let oldest = queue.notices.iter().position(may_be_dropped);
+            let Some(oldest) = oldest.and_then(|oldest| queue.notices.remove(oldest)) else {
+                break;
+            };
+            queue.bytes -= size(&oldest);
+            queue.dropped += 1;
+        }
+        queue.waker.take()
+    }
+
+    /// Everything that waits, batch by batch. A second stream of the same queue ends at once.
+    pub fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
+        let taken = mem::replace(&mut self.lock().taken, true);
+        let mailbox = (!taken).then(|| self.clone());
+        Box::pin(Notices { mailbox })
+    }
+
+    /// Lets go of what waits and ends the stream.
+    pub fn close(&self) {
+        let (notices, waker) = {
+            let mut queue = self.lock();
+            queue.closed = true;
+            queue.bytes = 0;
+            (mem::take(&mut queue.notices), queue.waker.take())
+        };
+        drop(notices);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// How many notices were dropped because the server did not read them in time.
+    pub fn dropped(&self) -> u64 {
+        self.lock().dropped
+    }
+
+    /// Are the two the same queue?
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.queue, &other.queue)
+    }
+
+    /// The queue is changed in whole steps, so what a panic elsewhere leaves behind is whole.
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").finish_non_exhaustive()
+    }
+}
+
+/// The reader.
+struct Notices {
+    /// `None` for a second stream of the same queue, which is empty.
+    mailbox: Option<Mailbox>,
+}
+
+impl Stream for Notices {
+    type Item = Vec<Notice>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Vec<Notice>>> {
+        let Some(mailbox) = &self.mailbox else {
+            return Poll::Ready(None);
+        };
+        let mut queue = mailbox.lock();
+        if !queue.notices.is_empty() {
+            queue.bytes = 0;
+            return Poll::Ready(Some(mem::take(&mut queue.notices).into()));
+        }
+        if queue.closed {
+            return Poll::Ready(None);
+        }
+        let old = queue.waker.replace(cx.waker().clone());
+        drop(queue);
+        drop(old);
+        Poll::Pending
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        if let Some(mailbox) = &self.mailbox {
+            mailbox.close();
+        }
+    }
+}
+
+/// What a server must hear of, however late.
+fn may_be_dropped(notice: &Notice) -> bool {
+    !matches!(
+        notice,
+        Notice::Lost | Notice::Restored { .. } | Notice::RoomsLeft(_)
+    )
+}
+
+/// What a notice counts for.
+fn size(notice: &Notice) -> usize {
+    let more = match notice {
+        Notice::Lost | Notice::Restored { .. } | Notice::RoomsLeft(_) => 0,
+        Notice::MemberRemoved { room, connection } => room.len() + connection.as_str().len(),
+        Notice::Message { topic, message } => {
+            let name = match topic {
+                Topic::All => 0,
+                Topic::Channel(name) | Topic::Room(name) => name.len(),
+                Topic::Instance(instance) => instance.as_str().len(),
+            };
+            name + message.len()
+        }
+        Notice::MetadataChanged {
+            connection,
+            document,
+        } => connection.as_str().len() + document.json.as_ref().map_or(0, |json| json.len()),
+        Notice::RoomCleared { room, .. } => room.len(),
+    };
+    size_of::<Notice>() + more
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    type Reader = BoxStream<'static, Vec<Notice>>;
+
+    fn message(len: usize, first: u8) -> Notice {
+        let mut message = vec![0; len];
+        message[0] = first;
+        Notice::Message {
+            topic: Topic::All,
+            message: Bytes::from(message),
+        }
+    }
+
+    fn poll(notices: &mut Reader) -> Poll<Option<Vec<Notice>>> {
+        let mut cx = Context::from_waker(Waker::noop());
+        notices.as_mut().poll_next(&mut cx)
+    }
+
+    fn push(mailbox: &Mailbox, notice: Notice) {
+        drop(mailbox.push(notice));
+    }
+
+    #[test]
+    fn the_oldest_goes_at_the_bound_and_is_counted() {
+        let mailbox = Mailbox::default();
+        let mut notices = mailbox.notices();
+        let half = NOTICES_BYTES_MAX / 2 - size_of::<Notice>();
+        for first in 1..=2 {
+            push(&mailbox, message(half, first));
+        }
+        assert_eq!(mailbox.dropped(), 0, "exactly at the bound");
+        push(&mailbox, message(1, 3));
+        assert_eq!(mailbox.dropped(), 1);
+        assert_eq!(
+            poll(&mut notices),
+            Poll::Ready(Some(vec![message(half, 2), message(1, 3)]))
+        );
+
+        // What was read counts no more.
+        push(&mailbox, message(half, 4));
+        push(&mailbox, message(half, 5));
+        assert_eq!(mailbox.dropped(), 1);
+    }
+
+    #[test]
+    fn word_of_an_outage_is_never_dropped() {
+        let mailbox = Mailbox::default();
+        let mut notices = mailbox.notices();
+        push(&mailbox, Notice::Lost);
+        let half = NOTICES_BYTES_MAX / 2;
+        for (len, first) in [(half, 1), (half, 2), (7, 3)] {
+            push(&mailbox, message(len, first));
+        }
+        assert_eq!(mailbox.dropped(), 1);
+        let left = vec![Notice::Lost, message(half, 2), message(7, 3)];
+        assert_eq!(poll(&mut notices), Poll::Ready(Some(left)));
+    }
+
+    #[test]
+    fn one_notice_is_always_admitted() {
+        let mailbox = Mailbox::default();
+        let mut notices = mailbox.notices();
+        push(&mailbox, message(NOTICES_BYTES_MAX + 1, 1));
+        assert_eq!(mailbox.dropped(), 0);
+        assert!(matches!(poll(&mut notices), Poll::Ready(Some(batch)) if batch.len() == 1));
+    }
+
+    #[test]
+    fn the_reader_is_woken_once_per_wait() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(count.clone());
+        let mailbox = Mailbox::default();
+        let mut notices = mailbox.notices();
+
+        assert!(mailbox.push(message(1, 1)).is_none(), "nobody waits yet");
+        assert!(poll(&mut notices).is_ready());
+        let mut cx = Context::from_waker(&waker);
+        assert!(notices.as_mut().poll_next(&mut cx).is_pending());
+        mailbox.push(message(1, 2)).unwrap().wake();
+        assert!(mailbox.push(message(1, 3)).is_none());
+        assert!(poll(&mut notices).is_ready());
+        assert!(notices.as_mut().poll_next(&mut cx).is_pending());
+        mailbox.close();
+        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+        assert_eq!(poll(&mut notices), Poll::Ready(None));
+    }
+
+    #[test]
+    fn nothing_is_kept_for_a_reader_that_left() {
+        let mailbox = Mailbox::default();
+        let notices = mailbox.notices();
+        push(&mailbox, message(9, 1));
+        drop(notices);
+        push(&mailbox, message(9, 2));
+        assert!(mailbox.lock().notices.is_empty());
+        assert_eq!(mailbox.dropped(), 0);
+    }
+
+    #[test]
+    fn a_second_stream_is_empty_and_harms_not_the_first() {
+        let mailbox = Mailbox::default();
+        let mut first = mailbox.notices();
+        let mut second = mailbox.notices();
+        assert_eq!(poll(&mut second), Poll::Ready(None));
+        drop(second);
+        push(&mailbox, message(1, 1));
+        assert!(poll(&mut first).is_ready());
+    }
+}
