@@ -7,7 +7,10 @@ mod support;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mesh_core::backend::{BackendError, MetadataChange, Notice, Op, Reply, Topic};
+use futures_util::future::join_all;
+use mesh_core::backend::{
+    BackendError, ConnectionId, Document, MetadataChange, Name, Notice, Op, Reply, Topic,
+};
 use support::{Instance, RedisServer, run, run_both, stated, until};
 
 fn restore(members: &[(&str, &str, u64)], connections: &[(&str, Option<&str>, u64)]) -> Op {
@@ -673,6 +676,77 @@ fn a_full_redis_is_emptied_by_leaving() {
         server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         assert_eq!(one.outage().await, Some(true));
         one.settle().await;
+        one.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_crowd_is_stated_again_without_another_outage() {
+    const CROWD: usize = 30_000;
+    const ROOMS: usize = 3;
+    // As the server does: one part of each of its shards at a time.
+    const SHARDS: usize = 16;
+    const PART: usize = 4_096;
+    run(async {
+        let server = RedisServer::start();
+        let one = Instance::open(server.builder(), "one").await;
+        let ids: Vec<_> = (0..CROWD)
+            .map(|number| ConnectionId::new(format!("one.{number:024x}")))
+            .collect();
+        for part in ids.chunks(1_000) {
+            let opened = part.iter().map(|id| {
+                one.run(Op::OpenConnection {
+                    connection: id.clone(),
+                    metadata: None,
+                })
+            });
+            join_all(opened).await;
+        }
+        server.kill();
+        server.restart();
+        assert_eq!(one.outage().await, Some(false));
+        let document = Document {
+            json: Some("{\"name\":\"somebody\"}".into()),
+            revision: 1,
+        };
+        let room = |at: usize, number: usize| Name::from(format!("room {}", at % 99 * 9 + number));
+        let shards = ids.chunks(CROWD.div_ceil(SHARDS)).map(|shard| {
+            let (one, document) = (&one, &document);
+            async move {
+                let parts = shard.chunks(PART).map(|part| Op::Restore {
+                    connections: part
+                        .iter()
+                        .map(|id| (id.clone(), document.clone()))
+                        .collect(),
+                    members: Vec::new(),
+                });
+                let members: Vec<_> = shard
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(at, id)| {
+                        (0..ROOMS).map(move |number| (room(at, number), id.clone(), 0))
+                    })
+                    .collect();
+                let more = members.chunks(PART).map(|part| Op::Restore {
+                    connections: Vec::new(),
+                    members: part.to_vec(),
+                });
+                for op in parts.chain(more) {
+                    one.run(op).await;
+                }
+            }
+        });
+        join_all(shards).await;
+        one.settle().await;
+        assert_eq!(one.connections().await.len(), CROWD);
+        let listed = (0..99 * 9).map(|at| format!("room {at}"));
+        let mut members = 0;
+        for name in listed {
+            members += one.members(&name).await.len();
+        }
+        assert_eq!(members, CROWD * ROOMS);
+        assert_eq!(one.notice_within(Duration::from_secs(3)).await, None);
         one.close().await;
         assert_eq!(server.lasting_keys(), Vec::<String>::new());
     });
