@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use mesh_core::backend::{BackendError, ConnectionId, InstanceId, Name, Notice, Reply};
-use redis::Value;
+use redis::{Cmd, Value};
 
 use crate::{
     ConnectError,
@@ -301,44 +301,33 @@ async fn clean_members(
 ) -> Result<(), Failure> {
     let keys = &shared.keys;
     let index = keys.member_index(at, incarnation);
-    let mut cursor = "0".to_owned();
-    let mut clean = true;
-    loop {
-        let (next, entries) = scan(shared, session, "SSCAN", &index, &cursor).await?;
-        for entries in entries.chunks(ENTRIES_PER_SCRIPT) {
-            clean = false;
-            let pairs: Vec<_> = entries
-                .iter()
-                .filter_map(|entry| entry.split_once('\0'))
-                .collect();
-            let mut names = vec![index.clone(), keys.generations(at), keys.room_documents(at)];
-            let mut arguments = vec![incarnation.as_str().as_bytes()];
-            for (connection, room) in &pairs {
-                names.push(keys.members(room));
-                arguments.extend([connection.as_bytes(), room.as_bytes()]);
-            }
-            Counters::add(&shared.counters.commands, 1);
-            let reply = session
-                .send(&scripts::MEMBERS_REAP.call(names, arguments))
-                .await?;
-            let ended = decode::list(reply)?;
-            let left = pairs
-                .iter()
-                .zip(&ended)
-                .filter(|(_, ended)| **ended == Value::Int(1));
-            let left: Vec<_> = left
-                .map(|((connection, room), _)| (Name::from(*room), ConnectionId::new(*connection)))
-                .collect();
-            if tell && !left.is_empty() {
-                shared.inbox.push(Notice::RoomsLeft(left));
-            }
+    let pairs = |entries: &[String]| -> Vec<(Name, ConnectionId)> {
+        let pairs = entries.iter().filter_map(|entry| entry.split_once('\0'));
+        pairs
+            .map(|(connection, room)| (room.into(), connection.into()))
+            .collect()
+    };
+    let call = |entries: &[String]| {
+        let pairs = pairs(entries);
+        let mut names = vec![index.clone(), keys.generations(at), keys.room_documents(at)];
+        let mut arguments = vec![incarnation.as_str().as_bytes()];
+        for (room, connection) in &pairs {
+            names.push(keys.members(room));
+            arguments.extend([connection.as_str().as_bytes(), room.as_bytes()]);
         }
-        cursor = next;
-        // Once more after a pass that found something: entries may move while they are scanned.
-        if cursor == "0" && std::mem::replace(&mut clean, true) {
-            return Ok(());
+        scripts::MEMBERS_REAP.call(names, arguments)
+    };
+    let ended = |entries: &[String], reply: Value| {
+        let ended = decode::list(reply)?.into_iter();
+        let left = pairs(entries).into_iter().zip(ended);
+        let left = left.filter(|(_, ended)| *ended == Value::Int(1));
+        let left: Vec<_> = left.map(|(member, _)| member).collect();
+        if tell && !left.is_empty() {
+            shared.inbox.push(Notice::RoomsLeft(left));
         }
-    }
+        Ok(())
+    };
+    sweep(shared, session, &index, call, ended).await
 }
 
 async fn clean_connections(
@@ -347,21 +336,35 @@ async fn clean_connections(
     incarnation: &Incarnation,
     at: Partition,
 ) -> Result<(), Failure> {
-    let keys = &shared.keys;
-    let index = keys.connection_index(at, incarnation);
+    let index = shared.keys.connection_index(at, incarnation);
+    let names = [shared.keys.connections(at), index.clone()];
+    let call = |entries: &[String]| {
+        let first = std::iter::once(incarnation.as_str().as_bytes());
+        let arguments = first.chain(entries.iter().map(String::as_bytes));
+        scripts::CONNECTIONS_REAP.call(&names, arguments)
+    };
+    sweep(shared, session, &index, call, |_, _| Ok(())).await
+}
+
+/// Empties an index: page by page a script gets its entries, and what it answered is looked at.
+async fn sweep(
+    shared: &Shared,
+    session: &Session,
+    index: &str,
+    call: impl Fn(&[String]) -> Cmd,
+    done: impl Fn(&[String], Value) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut cursor = "0".to_owned();
     let mut clean = true;
     loop {
-        let (next, entries) = scan(shared, session, "SSCAN", &index, &cursor).await?;
+        let mut cmd = redis::cmd("SSCAN");
+        cmd.arg(index).arg(&cursor).arg("COUNT").arg(PAGE);
+        Counters::add(&shared.counters.commands, 1);
+        let (next, entries) = decode::page(session.send(&cmd).await?)?;
         for entries in entries.chunks(ENTRIES_PER_SCRIPT) {
             clean = false;
-            let names = [keys.connections(at), index.clone()];
-            let first = std::iter::once(incarnation.as_str().as_bytes());
-            let arguments = first.chain(entries.iter().map(String::as_bytes));
             Counters::add(&shared.counters.commands, 1);
-            session
-                .send(&scripts::CONNECTIONS_REAP.call(names, arguments))
-                .await?;
+            done(entries, session.send(&call(entries)).await?)?;
         }
         cursor = next;
         // Once more after a pass that found something: entries may move while they are scanned.
@@ -369,20 +372,6 @@ async fn clean_connections(
             return Ok(());
         }
     }
-}
-
-/// One page of a scan.
-async fn scan(
-    shared: &Shared,
-    session: &Session,
-    command: &str,
-    key: &str,
-    cursor: &str,
-) -> Result<(String, Vec<String>), Failure> {
-    let mut cmd = redis::cmd(command);
-    cmd.arg(key).arg(cursor).arg("COUNT").arg(PAGE);
-    Counters::add(&shared.counters.commands, 1);
-    decode::page(session.send(&cmd).await?)
 }
 
 impl Shared {
