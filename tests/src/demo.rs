@@ -172,6 +172,17 @@ impl Demo {
             .is_none()
     }
 
+    /// Lets the process have no more than so many open files, from now on.
+    #[track_caller]
+    pub fn limit_files(&self, files: u32) {
+        let limited = Command::new("prlimit")
+            .arg(format!("--nofile={files}"))
+            .args(["--pid", &self.child.id().to_string()])
+            .status()
+            .expect("prlimit runs");
+        assert!(limited.success(), "prlimit says {limited}");
+    }
+
     /// Sends a signal by its name, such as `TERM`.
     #[track_caller]
     pub fn signal(&self, name: &str) {

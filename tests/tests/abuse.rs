@@ -353,3 +353,29 @@ fn memory_shrinks_again_after_long_messages() {
         demo.resident_bytes() < before + (25 << 20)
     });
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_file_descriptors_whoever_speaks_is_served() {
+    const FILES: u32 = 48;
+    let demo = Demo::start(&[]);
+    let mut old = RawClient::connect(&demo);
+    demo.limit_files(FILES);
+    // More than there are descriptors for; the kernel holds the rest of them.
+    let silent: Vec<_> = (0..2 * FILES)
+        .map(|_| TcpStream::connect(demo.addr()).unwrap())
+        .collect();
+    assert_eq!(old.command("echo", "x"), "echo: x");
+    let mut new = RawClient::connect(&demo);
+    assert_eq!(new.command("echo", "x"), "echo: x");
+    let metrics = demo.get("/metrics").body;
+    let counted = |name: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+        let number: u64 = line.unwrap().trim().parse().unwrap();
+        assert!(number > 0, "{name}: {metrics}");
+    };
+    counted("mesh_accept_errors_total ");
+    counted("mesh_handshakes_evicted_total ");
+    assert_eq!(old.command("echo", "x"), "echo: x");
+    drop(silent);
+}
