@@ -37,6 +37,8 @@ const BYTES_GATHERED: usize = 64 << 10;
 pub(crate) enum Failure {
     /// The store holds this incarnation for dead.
     Dead,
+    /// The store works, and has no room for more.
+    Full(String),
     /// The way to the store, or the store itself, is not usable.
     Lost(String),
     /// The store works, and refuses the command.
@@ -331,9 +333,10 @@ pub(crate) fn failure(error: &RedisError) -> Failure {
         ErrorKind::Extension => match error.code() {
             Some("MESHDEAD") => Failure::Dead,
             // The store answers, and does nothing.
-            Some(
-                "BUSY" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "OOM" | "UNKILLABLE" | "WRONGPASS",
-            ) => Failure::Lost(text),
+            Some("BUSY" | "MISCONF" | "NOAUTH" | "NOREPLICAS" | "UNKILLABLE" | "WRONGPASS") => {
+                Failure::Lost(text)
+            }
+            Some("OOM") => Failure::Full(text),
             _ => Failure::Refused(text),
         },
         _ => Failure::Lost(text),

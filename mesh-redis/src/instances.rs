@@ -90,7 +90,7 @@ pub(crate) async fn register(
     let unreachable = |failure: Failure| ConnectError::Unreachable {
         address: shared.config.address(),
         reason: match failure {
-            Failure::Lost(reason) | Failure::Refused(reason) => reason,
+            Failure::Full(reason) | Failure::Lost(reason) | Failure::Refused(reason) => reason,
             Failure::Dead => "the incarnation is over".to_owned(),
         },
     };
@@ -152,8 +152,10 @@ async fn register_as(
         _ => {}
     }
     let before = lock(&shared.identity).birth.replace(detail.clone());
-    for incarnation in previous {
-        entomb(shared, session, incarnation).await?;
+    let unburied = lock(&shared.identity).unburied();
+    for incarnation in unburied {
+        entomb(shared, session, &incarnation).await?;
+        lock(&shared.identity).bury(incarnation);
     }
     Ok(Registration::Done {
         data_kept: before.map(|before| before == detail),

@@ -48,8 +48,8 @@
 //!
 //! # Operations
 //!
-//! What Redis is asked for each of them. Where no cost is given it is O(1), and so is what a script does inside. None
-//! depends on the number of instances.
+//! What Redis is asked for each of them. Where no cost is given it is O(1), and so is what a script does inside. The number of
+//! commands never depends on the number of instances.
 //!
 //! | operation | keys | commands | cost |
 //! | --- | --- | --- | --- |
@@ -98,20 +98,21 @@
 //!
 //! All connections, one for commands and one for subscriptions, and those of sharded topics in a cluster, are asked for
 //! a sign of life each second. A broken connection, an answer that takes too long, and errors such as `LOADING`,
-//! `READONLY`, `CLUSTERDOWN`, `MASTERDOWN`, `MISCONF` or `OOM` mean [`Notice::Lost`]: the connections go, everything
+//! `READONLY`, `CLUSTERDOWN`, `MASTERDOWN` or `MISCONF` mean [`Notice::Lost`]: the connections go, everything
 //! under way fails with [`BackendError::Unavailable`], and so does at once what comes after it. Then it connects again,
-//! from 50 ms to 2 s apart with full jitter, without end; registers a new incarnation, entombs the one before, takes all
+//! from 50 ms to 2 s apart with full jitter, without end, and the further apart the sooner it was lost again; registers a new incarnation, entombs the one before, takes all
 //! topics again, and tells [`Notice::Restored`]. Its `data_kept` is known except for an instance that was never
 //! registered.
 //!
 //! Changes of state that were on their way when the connection broke come to nothing after that, as their incarnation
 //! is entombed. A message that was on its way may still be published.
 //!
-//! A Redis that is full still lets go: leaving, closing, clearing, cleaning up, leases and registrations go on. It has to
+//! A Redis that is full refuses what adds to it, with [`BackendError::Full`], and goes on otherwise: leaving, closing, clearing,
+//! cleaning up, leases, registrations, stating again, and publishing without a history. It has to
 //! keep what it holds, `maxmemory-policy noeviction`: an eviction takes state away that nobody misses in time.
 //!
 //! A server that does not read its notices loses the oldest messages beyond [`NOTICES_BYTES_MAX`], counted in [`Stats`],
-//! but never word of an outage or a death.
+//! but never word of an outage, a death, or what others did to what it holds.
 //!
 //! # Order
 //!
@@ -146,6 +147,7 @@
 //! [`Notice::Lost`]: mesh_core::backend::Notice::Lost
 //! [`Notice::Restored`]: mesh_core::backend::Notice::Restored
 //! [`Notice::RoomsLeft`]: mesh_core::backend::Notice::RoomsLeft
+//! [`BackendError::Full`]: mesh_core::backend::BackendError::Full
 //! [`BackendError::Unavailable`]: mesh_core::backend::BackendError::Unavailable
 //! [`NOTICES_BYTES_MAX`]: mesh_core::backend::NOTICES_BYTES_MAX
 

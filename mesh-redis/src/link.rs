@@ -85,6 +85,7 @@ enum State {
 /// Both connections work, as far as is known.
 #[derive(Debug)]
 struct Up {
+    since: Instant,
     /// Redis has answered without a break since.
     steady_since: Instant,
     last_pong: Instant,
@@ -111,7 +112,7 @@ pub(crate) struct Link {
     state: State,
     epoch: u64,
     was_up: bool,
-    /// Failed attempts since it was last up.
+    /// Failed attempts and short successes since it was last up for as long as a lease.
     failures: u32,
     random: u64,
     actions: VecDeque<LinkAction>,
@@ -203,12 +204,12 @@ impl Link {
             return self.fail(&reason, now);
         }
         self.state = State::Up(Up {
+            since: now,
             steady_since: now,
             last_pong: now,
             ping: Ping::At(now + self.config.ping_interval),
             next_heartbeat: Some(now + self.config.heartbeat),
         });
-        self.failures = 0;
         let again = std::mem::replace(&mut self.was_up, true);
         self.actions.push_back(LinkAction::Up {
             epoch,
@@ -350,6 +351,11 @@ impl Link {
         // What was ordered for this epoch and not yet begun is void.
         self.actions
             .retain(|action| matches!(action, LinkAction::Lost { .. } | LinkAction::Up { .. }));
+        if let State::Up(up) = &self.state
+            && now >= up.since + self.config.lease
+        {
+            self.failures = 0;
+        }
         let reason = reason.to_owned();
         self.actions
             .push_back(if matches!(self.state, State::Up(_)) {
@@ -614,6 +620,30 @@ mod tests {
         assert!(answered(40_000, true));
         assert!(!answered(40_000, false));
         assert!(!answered(100, true), "there was time enough");
+    }
+
+    #[test]
+    fn outages_in_a_row_come_further_and_further_apart() {
+        let mut now = Instant::now(); // An arbitrary origin; every later instant is simulated.
+        let mut link = Link::new(CONFIG, 7, now);
+        let mut outage = |epoch, lasts: Duration| {
+            link.handle_connected(epoch, Ok(()), now);
+            link.handle_registered(epoch, Ok(None), now);
+            link.handle_resubscribed(epoch, Ok(()), now);
+            now += lasts;
+            link.handle_failure(epoch, "test", now);
+            let until = link.poll_timeout().unwrap();
+            let wait = until - now;
+            now = until;
+            link.handle_timeout(now);
+            wait
+        };
+        let waits: Vec<_> = (1..=20)
+            .map(|epoch| outage(epoch, CONFIG.heartbeat))
+            .collect();
+        assert!(waits[0] <= CONFIG.backoff_min, "{waits:?}");
+        assert!(waits.iter().max() > Some(&(CONFIG.backoff_max / 2)));
+        assert!(outage(21, CONFIG.lease) <= CONFIG.backoff_min);
     }
 
     proptest! {

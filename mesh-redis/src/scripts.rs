@@ -1,8 +1,8 @@
 //! The Lua scripts, one file and one purpose each.
 //!
 //! They are loaded at every connect and called by their hash. What they share is put behind their first line, which
-//! must stay the first: it makes Redis refuse a key of another slot, on a single node too. What only removes, and what
-//! keeps an instance alive, runs on a Redis that is full as well (`allow-oom`): leaving is how it empties.
+//! must stay the first: it makes Redis refuse a key of another slot, on a single node too. What only removes, what keeps an
+//! instance alive and what states again runs on a Redis that is full as well (`allow-oom`): leaving is how it empties.
 
 use std::sync::LazyLock;
 

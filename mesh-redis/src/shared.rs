@@ -1,7 +1,7 @@
 //! What the backend's operations and its driver share.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
 };
 
@@ -54,6 +54,8 @@ pub(crate) struct Identity {
     pub(crate) previous: Vec<Incarnation>,
     /// Those of them that never served an operation: nothing is lost with them but a lease.
     idle: Vec<Incarnation>,
+    /// Those of them whose tombstones stand.
+    entombed: BTreeSet<Incarnation>,
     /// Dead instances of others, whose claims this instance holds: "incarnation instance".
     pub(crate) reaping: Vec<String>,
     /// The key space's own incarnation, so to say: it changes when the data is lost.
@@ -80,6 +82,7 @@ impl Identity {
             if self.previous.len() > PREVIOUS_MAX && !self.idle.is_empty() {
                 let oldest = self.idle.remove(0);
                 self.previous.retain(|it| *it != oldest);
+                self.entombed.remove(&oldest);
             }
         }
         let incarnation = Incarnation::new(bits);
@@ -87,10 +90,22 @@ impl Identity {
         Some((instance, incarnation, self.previous.clone()))
     }
 
+    /// Those that are not entombed yet. Once is enough: a tombstone outlives whatever its incarnation began.
+    pub(crate) fn unburied(&self) -> Vec<Incarnation> {
+        let previous = self.previous.iter();
+        let unburied = previous.filter(|it| !self.entombed.contains(it));
+        unburied.cloned().collect()
+    }
+
+    pub(crate) fn bury(&mut self, incarnation: Incarnation) {
+        self.entombed.insert(incarnation);
+    }
+
     /// Those are settled: nothing is left of them.
     pub(crate) fn settle(&mut self, settled: &[Incarnation]) {
         self.previous.retain(|it| !settled.contains(it));
         self.idle.retain(|it| !settled.contains(it));
+        self.entombed.retain(|it| !settled.contains(it));
     }
 
     /// How leases and claims name an incarnation.
@@ -199,6 +214,7 @@ impl Shared {
     pub(crate) fn failed(&self, session: &SharedSession, failure: Failure) -> BackendError {
         Counters::add(&self.counters.errors, 1);
         let reason = match failure {
+            Failure::Full(text) => return BackendError::Full(text),
             Failure::Refused(text) => return BackendError::Usage(text),
             // Its own doing: see `close`.
             Failure::Dead if lock(&self.identity).closed => {
@@ -320,6 +336,9 @@ mod tests {
             identity.draw(bits);
         }
         let first = Incarnation::new(0);
+        assert_eq!(identity.unburied()[0], first);
+        identity.bury(first.clone());
+        assert!(!identity.unburied().contains(&first), "once is enough");
         let (.., previous) = identity.draw(200).unwrap();
         assert_eq!(previous.len(), PREVIOUS_MAX);
         assert_eq!(previous[0], first);

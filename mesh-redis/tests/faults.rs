@@ -671,11 +671,28 @@ fn a_full_redis_is_emptied_by_leaving() {
             one.backend.stats().instances_reaped == 1
         })
         .await;
+        // What adds to it is refused, and is no outage.
+        let join = Op::JoinRoom {
+            room: "t".into(),
+            connection: "one.2".into(),
+        };
+        let full = one.try_run(join.clone()).await;
+        assert!(matches!(full, Err(BackendError::Full(_))), "{full:?}");
         assert_eq!(one.notice_within(Duration::from_secs(3)).await, None);
+        // What is there can be stated again.
         server.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
         server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
         assert_eq!(one.outage().await, Some(true));
+        let nothing = Reply::Restored {
+            changed: vec![],
+            ended: vec![],
+        };
+        let stated = restore(&[("r", "one.2", 0)], &[("one.2", None, 1)]);
+        assert_eq!(one.run(stated).await, nothing);
         one.settle().await;
+        assert_eq!(one.members("r").await, ["one.2"]);
+        server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+        one.run(join).await;
         one.close().await;
         assert_eq!(server.lasting_keys(), Vec::<String>::new());
     });

@@ -15,8 +15,8 @@ use super::{BoxStream, Notice, Topic};
 /// The most that waits for a server that does not read its notices, in bytes: 32 MiB, as Redis allows a
 /// subscriber (`client-output-buffer-limit pubsub`).
 ///
-/// Beyond it the oldest notices are dropped, but for word of an outage or a death; one notice is always admitted to an empty
-/// queue. Every notice counts with its message, its names and its own size, though instances share the messages.
+/// Beyond it the oldest messages are dropped, and nothing else: what became of the shared state a server must hear. One notice is always
+/// admitted to an empty queue. Every notice counts with its message, its names and its own size, though instances share the messages.
 pub const NOTICES_BYTES_MAX: usize = 32 << 20;
 
 /// The queue behind [`Backend::notices`](super::Backend::notices), for whoever writes a backend; a clone is the same queue.
@@ -63,7 +63,8 @@ impl Mailbox {
         queue.bytes += size(&notice);
         queue.notices.push_back(notice);
         while queue.bytes > NOTICES_BYTES_MAX && queue.notices.len() > 1 {
-            let oldest = queue.notices.iter().position(may_be_dropped);
+            let is_message = |notice: &Notice| matches!(notice, Notice::Message { .. });
+            let oldest = queue.notices.iter().position(is_message);
             let Some(oldest) = oldest.and_then(|oldest| queue.notices.remove(oldest)) else {
                 break;
             };
@@ -94,7 +95,7 @@ impl Mailbox {
         }
     }
 
-    /// How many notices were dropped because the server did not read them in time.
+    /// How many messages were dropped because the server did not read them in time.
     pub fn dropped(&self) -> u64 {
         self.lock().dropped
     }
@@ -150,14 +151,6 @@ impl Drop for Notices {
             mailbox.close();
         }
     }
-}
-
-/// What a server must hear of, however late.
-fn may_be_dropped(notice: &Notice) -> bool {
-    !matches!(
-        notice,
-        Notice::Lost | Notice::Restored { .. } | Notice::RoomsLeft(_)
-    )
 }
 
 /// What a notice counts for.
@@ -236,16 +229,21 @@ mod tests {
     }
 
     #[test]
-    fn word_of_an_outage_is_never_dropped() {
+    fn nothing_but_messages_is_dropped() {
         let mailbox = Mailbox::default();
         let mut notices = mailbox.notices();
+        let cleared = Notice::RoomCleared {
+            room: "r".into(),
+            generation: 1,
+        };
         push(&mailbox, Notice::Lost);
+        push(&mailbox, cleared.clone());
         let half = NOTICES_BYTES_MAX / 2;
         for (len, first) in [(half, 1), (half, 2), (7, 3)] {
             push(&mailbox, message(len, first));
         }
         assert_eq!(mailbox.dropped(), 1);
-        let left = vec![Notice::Lost, message(half, 2), message(7, 3)];
+        let left = vec![Notice::Lost, cleared, message(half, 2), message(7, 3)];
         assert_eq!(poll(&mut notices), Poll::Ready(Some(left)));
     }
 

@@ -401,6 +401,9 @@ pub enum Notice {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
+    /// The store has no room for more. Wire code `EUNAVAILABLE`.
+    #[error("the backend is full: {0}")]
+    Full(String),
     /// What was asked for is longer than the caller allows. Wire code `EOVERLOAD`.
     #[error("the answer would be over the limit of {max} bytes")]
     ReplyTooLong {

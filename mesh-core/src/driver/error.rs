@@ -114,8 +114,10 @@ impl From<ServerError> for CommandError {
     fn from(error: ServerError) -> Self {
         let message = error.to_string();
         match error {
-            ServerError::Backend(BackendError::Unavailable(_))
-            | ServerError::LocalOnly(BackendError::Unavailable(_)) => Self::unavailable(message),
+            ServerError::Backend(BackendError::Full(_) | BackendError::Unavailable(_))
+            | ServerError::LocalOnly(BackendError::Full(_) | BackendError::Unavailable(_)) => {
+                Self::unavailable(message)
+            }
             ServerError::MembershipsFull(_)
             | ServerError::Overflow { .. }
             | ServerError::ReplyTooLong { .. } => Self::overload(message),
@@ -140,6 +142,7 @@ mod tests {
     #[test]
     fn a_backend_error_has_the_code_that_it_tells() {
         for (error, code) in [
+            (BackendError::Full(String::new()), "EUNAVAILABLE"),
             (BackendError::ReplyTooLong { max: 1 }, "EOVERLOAD"),
             (BackendError::TooLong { len: 2, max: 1 }, "EINVALID"),
             (BackendError::Unavailable(String::new()), "EUNAVAILABLE"),

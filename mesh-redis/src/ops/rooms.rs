@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use mesh_core::backend::{
     BackendError, ConnectionId, Document, MetadataChange, Name, Reply, Topic,
 };
@@ -16,14 +16,14 @@ use super::{
 use crate::{
     connection::Failure,
     decode, envelope,
-    keys::Partition,
+    keys::{PARTITIONS_AT_ONCE, Partition},
     scripts,
     shared::{Open, Shared},
     stats::Counters,
 };
 
 /// How many connections' metadata one command asks for.
-const DOCUMENTS_PER_COMMAND: usize = 1_000;
+const DOCUMENTS_PER_COMMAND: usize = 100;
 
 impl Shared {
     pub(super) async fn join_room(
@@ -234,10 +234,8 @@ impl Shared {
                 });
             }
         }
-        let found = try_join_all(asked).await?;
-        Ok(Reply::ConnectionsMetadata(
-            found.into_iter().flatten().collect(),
-        ))
+        let found = stream::iter(asked).buffer_unordered(PARTITIONS_AT_ONCE);
+        Ok(Reply::ConnectionsMetadata(found.try_concat().await?))
     }
 
     pub(super) async fn room_metadata(

@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- States connections again: writes what is missing or older, and tells what is stored in a newer revision. Where
 -- another document has the stated revision, a failover lost a change and another took its number: what is stored
 -- counts, in the next revision, and is told. All of them belong to this incarnation from now on.

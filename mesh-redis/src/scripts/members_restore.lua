@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- States memberships again, except for those that are over: the room was cleared since, or the member was removed by
 -- another instance.
 -- KEYS: tombstone, generations, index of the incarnation, then for each membership: the room's members, its last
