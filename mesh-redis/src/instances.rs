@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, future::try_join_all, stream};
 use mesh_core::backend::{BackendError, ConnectionId, InstanceId, Name, Notice, Reply};
 use redis::{Cmd, Value};
@@ -11,7 +12,9 @@ use crate::{
     connection::{Failure, Session, SharedSession},
     decode,
     keys::{Incarnation, PARTITIONS_AT_ONCE, Partition},
-    lock, random, scripts,
+    lock,
+    ops::MARK_SECONDS,
+    random, scripts,
     shared::{Identity, Shared, usage},
     stats::Counters,
 };
@@ -24,6 +27,9 @@ const TOMBSTONE_SECONDS: &str = "120";
 
 /// How many dead instances one heartbeat takes on.
 const REAPED_AT_ONCE: &str = "16";
+
+/// How many messages are kept for an instance that is away; beyond it the oldest go.
+const KEPT_MAX: &str = "1000";
 
 /// How many entries one page has, about.
 const PAGE: &str = "1000";
@@ -469,18 +475,40 @@ impl Shared {
         let_go(self, session, &members).await
     }
 
-    /// [`Op::HasInstance`].
-    pub(crate) async fn has_instance(
+    /// [`Op::KeepFor`].
+    pub(crate) async fn keep_for(
         self: &Arc<Self>,
         instance: &InstanceId,
+        message: &Bytes,
     ) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
-        let argument = instance.as_str().as_bytes();
-        let cmd = scripts::INSTANCE_FIND.call([self.keys.leases()], [argument]);
+        let keys = [self.keys.leases(), self.keys.kept(instance)];
+        let arguments = [
+            instance.as_str().as_bytes(),
+            message,
+            KEPT_MAX.as_bytes(),
+            MARK_SECONDS.as_bytes(),
+        ];
+        let cmd = scripts::INSTANCE_KEEP.call(keys, arguments);
         let reply = self.send(&open.session, &cmd).await?;
-        let found =
+        let kept =
             decode::integer(&reply).map_err(|failure| self.failed(&open.session, failure))?;
-        Ok(Reply::Flag(found == 1))
+        Ok(Reply::Flag(kept == 1))
+    }
+
+    /// [`Op::Kept`].
+    pub(crate) async fn kept(self: &Arc<Self>) -> Result<Reply, BackendError> {
+        let open = self.open_instance()?;
+        let mut cmd = redis::cmd("LRANGE");
+        cmd.arg(self.keys.kept(&open.instance)).arg(0).arg(-1);
+        let reply = self.send(&open.session, &cmd).await?;
+        let read = |reply| {
+            let messages = decode::list(reply)?.into_iter();
+            let messages = messages.map(|message| decode::bytes(message).map(Bytes::from));
+            messages.collect::<Result<_, Failure>>()
+        };
+        let messages = read(reply).map_err(|failure| self.failed(&open.session, failure))?;
+        Ok(Reply::Kept(messages))
     }
 
     /// [`Op::Settle`].
@@ -497,6 +525,9 @@ impl Shared {
             .await;
         result.map_err(|failure| self.failed(&open.session, failure))?;
         lock(&self.identity).settle(&previous);
+        let mut cmd = redis::cmd("DEL");
+        cmd.arg(self.keys.kept(&open.instance));
+        self.send(&open.session, &cmd).await?;
         Ok(Reply::Done)
     }
 }

@@ -96,6 +96,11 @@ impl Keys {
         self.instances("format")
     }
 
+    /// What is kept for an instance that is away.
+    pub(crate) fn kept(&self, instance: &InstanceId) -> String {
+        self.instances(&format!("kept:{instance}"))
+    }
+
     /// The incarnation that found the key space empty: while it stays, the store kept its data.
     pub(crate) fn birth(&self) -> String {
         self.instances("birth")

@@ -23,6 +23,7 @@
 //! | `{i}:dying` | sorted set | "incarnation instance" → when the claim of who cleans up behind it ends |
 //! | `{i}:format` | string | the version of this layout, `1`; with [sharded](Builder::sharded) topics `1 sharded` |
 //! | `{i}:birth` | string | the incarnation that found the key space empty; another one means that the data was lost |
+//! | `{i}:kept:<instance>` | list, 1 h | what it is to do to connections of its own, once it is back |
 //! | `{pN}:c` | hash | connection → "incarnation revision document" |
 //! | `{pN}:c:<incarnation>` | set | its connections |
 //! | `{pN}:m:<room>` | hash | member → incarnation |
@@ -54,9 +55,10 @@
 //! | operation | keys | commands | cost |
 //! | --- | --- | --- | --- |
 //! | `OpenInstance` | leases, dying, format, birth | 1 script | O(instances), of one script |
-//! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script; and what is found | O(found / 1 000) scripts |
+//! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script, for `Settle` 1 `DEL`; and what is found | O(found / 1 000) scripts |
 //! | `CloseInstance` with operations under way | `t` | 128 scripts before it, pipelined | |
-//! | `HasInstance` | leases | 1 script | O(instances), of one script |
+//! | `KeepFor`, about an instance of which nothing is known | leases, kept | 1 script | O(instances), of one script |
+//! | `Kept` | kept | 1 `LRANGE` | O(kept) |
 //! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |

@@ -113,8 +113,8 @@ scripts! {
     FIELDS = "fields", [];
     INSTANCE_CLOSE = "instance_close", [];
     INSTANCE_ENTOMB = "instance_entomb", [];
-    INSTANCE_FIND = "instance_find", [];
     INSTANCE_HEARTBEAT = "instance_heartbeat", [];
+    INSTANCE_KEEP = "instance_keep", [];
     INSTANCE_LOOK = "instance_look", [ENTRY];
     INSTANCE_REGISTER = "instance_register", [ENTRY];
     MEMBERS_FORGET = "members_forget", [FENCE];

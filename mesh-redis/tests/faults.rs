@@ -768,3 +768,39 @@ fn a_crowd_is_stated_again_without_another_outage() {
         assert_eq!(server.lasting_keys(), Vec::<String>::new());
     });
 }
+
+#[test]
+fn what_is_kept_for_an_instance_waits_until_it_settles() {
+    run(async {
+        let server = RedisServer::start();
+        // So long that nobody's own heartbeat tells it before the test does.
+        let builder = || server.builder().lease(Duration::from_secs(60));
+        let one = Instance::open(builder(), "one").await;
+        let two = Instance::open(builder(), "two").await;
+        let keep = |message: &'static str| Op::KeepFor {
+            instance: "one".into(),
+            message: message.into(),
+        };
+        let kept = |messages: &[&'static str]| {
+            Reply::Kept(messages.iter().map(|it| Bytes::from(*it)).collect())
+        };
+        assert_eq!(two.run(keep("it is there")).await, Reply::Flag(false));
+        let leases = server.ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"]);
+        let leases = leases.unwrap();
+        let member = leases.lines().find(|it| it.ends_with(" one")).unwrap();
+        server.ask(&["ZREM", "mesh:{i}:leases", member]).unwrap();
+        for message in ["first", "second"] {
+            assert_eq!(two.run(keep(message)).await, Reply::Flag(true));
+        }
+        server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        assert_eq!(one.outage().await, Some(true));
+        assert_eq!(one.run(Op::Kept).await, kept(&["first", "second"]));
+        // Whatever became of the answer.
+        assert_eq!(one.run(Op::Kept).await, kept(&["first", "second"]));
+        one.settle().await;
+        assert_eq!(one.run(Op::Kept).await, kept(&[]));
+        assert_eq!(two.outage().await, Some(true));
+        assert_eq!(two.run(keep("it is there")).await, Reply::Flag(false));
+        assert!(!server.keys().iter().any(|key| key.contains("kept")));
+    });
+}

@@ -115,11 +115,6 @@ pub enum Op {
         /// The connections.
         connections: Vec<ConnectionId>,
     },
-    /// Is there such an instance, as far as the store knows? One that died is there until its lease ends. → [`Reply::Flag`]
-    HasInstance {
-        /// The instance.
-        instance: InstanceId,
-    },
     /// The newest messages of a channel's history, newest first. → [`Reply::History`]
     History {
         /// The channel.
@@ -146,6 +141,17 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
+    /// Keeps a message for an instance that is not there, as far as the store knows: it may be cut off, and come back. False, and nothing is
+    /// kept, where it is there; one that died is until its lease ends. → [`Reply::Flag`]
+    KeepFor {
+        /// The instance.
+        instance: InstanceId,
+        /// The encoded message.
+        message: Bytes,
+    },
+    /// What others kept for this instance while it was held for dead, oldest first. It stays until [`Settle`](Self::Settle).
+    /// → [`Reply::Kept`]
+    Kept,
     /// Ends a membership; true if there was one. Where the connection is another instance's, that one is told, as part of the operation,
     /// by [`Notice::MemberRemoved`], if it is subscribed to its [`Topic::Instance`]. → [`Reply::Flag`]
     LeaveRoom {
@@ -237,7 +243,8 @@ pub enum Op {
         change: MetadataChange,
     },
     /// Removes everything of this instance that was written before [`Notice::Restored`] of this number and not stated again by
-    /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown. → [`Reply::Done`]
+    /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown; and what was [`Kept`](Self::Kept) for this
+    /// instance. → [`Reply::Done`]
     ///
     /// Where another loss came behind that return it fails with [`BackendError::Unavailable`]: nothing was stated since.
     Settle {
@@ -319,6 +326,8 @@ pub enum Reply {
         /// The room's generation, which the membership belongs to.
         generation: u64,
     },
+    /// Encoded messages, oldest first.
+    Kept(Vec<Bytes>),
     /// A metadata document, or none.
     Metadata(Option<Json>),
     /// What the store knew better than the instance that restored it.

@@ -72,8 +72,10 @@ impl Inner {
         id.instance().filter(|owner| *owner != self.instance_id)
     }
 
-    /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist: one
-    /// whose instance knows nothing of it, or of whose instance nobody knows.
+    /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist.
+    ///
+    /// One that the store knows nothing of may live on all the same: on an instance that has yet to state it, or that was cut off for so long
+    /// that it counts as dead. The latter is left a note, which it finds when it comes back.
     pub(super) async fn tell_owner(
         self: &Arc<Self>,
         id: &ConnectionId,
@@ -87,20 +89,31 @@ impl Inner {
         else {
             return Ok(());
         };
-        if document.revision == 0 && !self.may_be_alive(&owner).await? {
-            return Ok(());
+        if document.revision == 0 {
+            let op = Op::KeepFor {
+                instance: owner.clone(),
+                message: relay.encode(),
+            };
+            if self.ask(op).await? == Reply::Flag(true) {
+                return Ok(());
+            }
         }
         self.tell(owner, relay).await
     }
 
-    /// May an instance hold connections that the store does not know of? Until it has stated them to a store that was emptied, or that it
-    /// was cut off from, it does; and after an outage the others come back one by one.
-    async fn may_be_alive(self: &Arc<Self>, instance: &InstanceId) -> Result<bool, ServerError> {
-        if self.reach.is_fresh(self.runtime.now()) {
-            return Ok(true);
+    /// Does what others left a note of while this instance was away.
+    pub(super) async fn do_what_was_kept(self: &Arc<Self>) -> Result<(), BackendError> {
+        let Reply::Kept(messages) = self.backend.execute(Op::Kept).await? else {
+            return Ok(());
+        };
+        for message in messages {
+            let topic = Topic::Instance(self.instance_id.clone());
+            match Relay::decode(&message) {
+                Some(relay) => self.handle_relay(topic, relay).await,
+                None => self.count_dropped(),
+            }
         }
-        let instance = instance.clone();
-        Ok(self.ask(Op::HasInstance { instance }).await? == Reply::Flag(true))
+        Ok(())
     }
 
     /// Has another instance do something, and waits until it is done.

@@ -16,7 +16,7 @@ use super::{
     server::{Completion, Inner, SHARDS, Shard},
 };
 use crate::{
-    backend::{BackendError, Name, Op},
+    backend::{BackendError, Name, Op, Reply},
     instance::{InstanceError, Outcome},
     protocol::{builtin::ChannelRef, encode, names},
     websocket::TextFrame,
@@ -134,14 +134,7 @@ impl Return {
             let outcome = match outcomes.into_iter().find_map(failure) {
                 Some(error) => Err(error),
                 None if self.is_over(&server) => return,
-                None => {
-                    server
-                        .backend
-                        .execute(Op::Settle {
-                            number: self.number,
-                        })
-                        .await
-                }
+                None => self.conclude(&server).await,
             };
             match outcome {
                 Ok(_) => {
@@ -164,6 +157,13 @@ impl Return {
             };
             stated = server.state(Shard::state_again);
         }
+    }
+
+    /// Everything is stated: what was left for this instance to do is done, and what was unknown is settled.
+    async fn conclude(&self, server: &Arc<Inner>) -> Result<Reply, BackendError> {
+        server.do_what_was_kept().await?;
+        let number = self.number;
+        server.backend.execute(Op::Settle { number }).await
     }
 
     /// Is there another return behind this one, or the next loss, or the end?

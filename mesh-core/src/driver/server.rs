@@ -453,30 +453,32 @@ impl Inner {
                 return;
             }
         };
-        let dropped = || {
-            let dropped = &self.counters.backend_messages_dropped;
-            dropped.fetch_add(1, Ordering::Relaxed);
-        };
         if message.len() > self.config.limits.backend_message_bytes_max {
             tracing::warn!(
                 ?topic,
                 len = message.len(),
                 "dropped a message over the limit"
             );
-            dropped();
+            self.count_dropped();
             return;
         }
         if let Topic::Channel(channel) = topic {
             match std::str::from_utf8(&message) {
                 Ok(message) => self.handle_channel_message(&channel, message),
-                Err(_) => dropped(),
+                Err(_) => self.count_dropped(),
             }
             return;
         }
         match Relay::decode(&message) {
             Some(relay) => self.handle_relay(topic, relay).await,
-            None => dropped(),
+            None => self.count_dropped(),
         }
+    }
+
+    /// A message of the backend was no use.
+    pub(super) fn count_dropped(&self) {
+        let dropped = &self.counters.backend_messages_dropped;
+        dropped.fetch_add(1, Ordering::Relaxed);
     }
 
     fn handle_channel_message(self: &Arc<Self>, channel: &Name, message: &str) {
@@ -564,8 +566,7 @@ impl Inner {
             }
             (topic, relay) => {
                 tracing::warn!(?topic, ?relay, "a message that does not fit its topic");
-                let dropped = &self.counters.backend_messages_dropped;
-                dropped.fetch_add(1, Ordering::Relaxed);
+                self.count_dropped();
             }
         }
     }

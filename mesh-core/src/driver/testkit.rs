@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_channel::mpsc;
 use futures_util::{StreamExt, stream::select};
 use serde_json::{Value, json};
@@ -602,6 +603,8 @@ pub(super) struct Mood {
     pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names are refused, without effect.
     pub(super) refusing: Arc<Mutex<Vec<&'static str>>>,
+    /// What others kept for the instance.
+    pub(super) kept: Arc<Mutex<Vec<Bytes>>>,
     /// The names of all operations so far.
     pub(super) asked: Arc<Mutex<Vec<String>>>,
     pub(super) gate: Gate,
@@ -673,6 +676,10 @@ impl Backend for Moody {
         if is(&self.mood.refusing) {
             let error = BackendError::Usage("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
+        }
+        if op == Op::Kept {
+            let kept = self.mood.kept.lock().unwrap().clone();
+            return Box::pin(std::future::ready(Ok(Reply::Kept(kept))));
         }
         let slow = is(&self.mood.slow).then(|| self.mood.gate.wait());
         let inner = Arc::clone(&self.inner);

@@ -19,7 +19,7 @@ use crate::{
 
 /// How long the marks of what was ended or set by others stand, in seconds: an instance that was cut off for longer
 /// finds only what is stored.
-const MARK_SECONDS: &str = "3600";
+pub(crate) const MARK_SECONDS: &str = "3600";
 
 /// How many entries one script call restores or removes.
 const ENTRIES_PER_CALL: usize = 512;
@@ -35,7 +35,6 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         Op::ConnectionMetadata { connection } => shared.connection_metadata(&connection).await,
         Op::Connections => shared.connections().await,
         Op::ForgetMembers { room, connections } => shared.forget_members(&room, &connections).await,
-        Op::HasInstance { instance } => shared.has_instance(&instance).await,
         Op::History {
             channel,
             limit,
@@ -43,6 +42,8 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         } => shared.history(&channel, limit, bytes_max).await,
         Op::IsInRoom { room, connection } => shared.is_in_room(&room, &connection).await,
         Op::JoinRoom { room, connection } => shared.join_room(room, connection).await,
+        Op::KeepFor { instance, message } => shared.keep_for(&instance, &message).await,
+        Op::Kept => shared.kept().await,
         Op::LeaveRoom { room, connection } => shared.leave_room(&room, &connection).await,
         Op::OpenConnection {
             connection,
@@ -88,10 +89,11 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
         Op::ConnectionMetadata { connection: id } => ("connection_metadata", connection(id)),
         Op::Connections => ("connections", None),
         Op::ForgetMembers { room: name, .. } => ("forget_members", room(name)),
-        Op::HasInstance { .. } => ("has_instance", None),
         Op::History { .. } => ("history", None),
         Op::IsInRoom { room: name, .. } => ("is_in_room", room(name)),
         Op::JoinRoom { room: name, .. } => ("join_room", room(name)),
+        Op::KeepFor { .. } => ("keep_for", None),
+        Op::Kept => ("kept", None),
         Op::LeaveRoom { room: name, .. } => ("leave_room", room(name)),
         Op::OpenConnection { connection: id, .. } => ("open_connection", connection(id)),
         Op::OpenInstance { .. } => ("open_instance", None),

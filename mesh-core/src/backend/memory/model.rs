@@ -209,7 +209,6 @@ impl Model {
                 Reply::Connections(self.connections().into_iter().map(|(id, _)| id).collect())
             }
             Op::ForgetMembers { .. } => Reply::Done,
-            Op::HasInstance { instance } => Reply::Flag(self.has(&Instance(instance))),
             Op::History {
                 channel,
                 limit,
@@ -234,6 +233,8 @@ impl Model {
                 let new = self.add(Member(room, connection));
                 Reply::Joined { new, generation }
             }
+            Op::KeepFor { instance, .. } => Reply::Flag(!self.has(&Instance(instance))),
+            Op::Kept => Reply::Kept(Vec::new()),
             Op::LeaveRoom { room, connection } => {
                 let left = self.remove(&Member(room.clone(), connection.clone()));
                 if left {
@@ -503,7 +504,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => connection().prop_map(|connection| Op::ConnectionMetadata { connection }),
         1 => (name(), vec(connection(), 0..3))
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
-        1 => select(&INSTANCES[..]).prop_map(|id| Op::HasInstance { instance: id.into() }),
+        1 => (select(&INSTANCES[..]), message())
+            .prop_map(|(id, message)| Op::KeepFor { instance: id.into(), message }),
+        1 => Just(Op::Kept),
         1 => (name(), 0..4usize, 0..4usize)
             .prop_map(|(channel, limit, bytes_max)| Op::History { channel, limit, bytes_max }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),

@@ -135,7 +135,6 @@ impl Store {
             Op::Connections => Reply::Connections(self.connections.keys().cloned().collect()),
             // There are none but the memberships themselves.
             Op::ForgetMembers { .. } => Reply::Done,
-            Op::HasInstance { instance } => Reply::Flag(self.instances.contains_key(&instance)),
             Op::History {
                 channel,
                 limit,
@@ -153,6 +152,9 @@ impl Store {
                     .get(&connection)
                     .is_some_and(|it| it.rooms.contains(&room)),
             ),
+            // Who is gone from here does not come back.
+            Op::KeepFor { instance, .. } => Reply::Flag(!self.instances.contains_key(&instance)),
+            Op::Kept => Reply::Kept(Vec::new()),
             Op::JoinRoom { room, connection } => self.join_room(instance, room, connection)?,
             Op::LeaveRoom { room, connection } => self.leave_room(instance, room, connection),
             Op::OpenConnection {

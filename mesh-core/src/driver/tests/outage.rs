@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::{
     backend::{Backend as _, ConnectionId, MemoryCluster, MetadataChange, Notice, Op, Topic},
     driver::{
-        CloseCode, Membership, MeshServer, RoomLeave, ServerError,
+        CloseCode, CloseFrame, Membership, MeshServer, RoomLeave, ServerError,
         testkit::{Client, Mood, Moody, Sim},
     },
     relay::Relay,
@@ -129,7 +129,10 @@ fn subscribers_are_told_of_the_gap_and_everything_is_stated_before_it_is_settled
     world.mood.take_asked();
     world.mood.restore();
     world.sim.run();
-    assert_eq!(world.mood.take_asked(), ["Restore", "Restore", "Settle"]);
+    assert_eq!(
+        world.mood.take_asked(),
+        ["Restore", "Restore", "Kept", "Settle"]
+    );
     let gap = r#"mesh/gap {"channel":"c"}"#;
     assert_eq!(world.ann.events(), [gap]);
     assert_eq!(world.members("r").len(), 1);
@@ -146,7 +149,7 @@ fn a_restoration_that_fails_settles_nothing_and_the_next_return_begins_anew() {
     world.mood.failing.lock().unwrap().clear();
     world.mood.restore();
     world.sim.run();
-    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+    assert_eq!(world.mood.take_asked(), ["Restore", "Kept", "Settle"]);
 }
 
 #[test]
@@ -290,14 +293,14 @@ fn what_the_store_refuses_is_stated_again() {
     world.mood.take_asked();
     refuse(&["Settle"]);
     world.sim.advance(Duration::from_secs(1));
-    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+    assert_eq!(world.mood.take_asked(), ["Restore", "Kept", "Settle"]);
     world
         .sim
         .advance(Duration::from_secs(2) - Duration::from_millis(1));
     assert_eq!(world.mood.take_asked(), [""; 0]);
     refuse(&[]);
     world.sim.advance(Duration::from_millis(1));
-    assert_eq!(world.mood.take_asked(), ["Restore", "Settle"]);
+    assert_eq!(world.mood.take_asked(), ["Restore", "Kept", "Settle"]);
     world.sim.advance(Duration::from_secs(10));
     assert_eq!(world.mood.take_asked(), [""; 0]);
     let gap = r#"mesh/gap {"channel":"c"}"#;
@@ -344,18 +347,52 @@ fn who_may_have_yet_to_come_back_is_not_taken_for_nobody() {
     };
     let nobody = || (Ok(()), Err(ServerError::Gone));
     assert_eq!(ask("other.1").take(), Some(nobody()));
+    assert!(world.mood.take_asked().contains(&"KeepFor".to_owned()));
     world.mood.lose();
     world.mood.restore();
     world.sim.run();
-    let asked = ask("other.1");
-    world.sim.advance(Duration::from_secs(5));
-    let (closed, changed) = asked.take().unwrap();
-    for outcome in [closed, changed] {
-        let outcome = outcome.unwrap_err();
-        assert!(matches!(outcome, ServerError::Backend(_)), "{outcome}");
-    }
-    world.sim.advance(Duration::from_secs(10));
+    let (closed, changed) = ask("other.1").take().unwrap();
+    assert_eq!(closed, Ok(()));
+    let changed = changed.unwrap_err();
+    assert!(matches!(changed, ServerError::Backend(_)), "{changed}");
+    world.sim.advance(Duration::from_secs(15));
     assert_eq!(ask("other.1").take(), Some(nobody()));
+}
+
+#[test]
+fn what_others_ask_of_an_instance_that_is_away_is_done_on_its_return() {
+    let mut world = World::new();
+    let bob = world.sim.connect(&world.one);
+    world.ann.call("mesh/join-room", json!({"roomName": "r"}));
+    world.mood.lose();
+    world.sim.run();
+    let reason = "banned".to_owned();
+    let asked = [
+        Relay::Revoke {
+            connection: ConnectionId::new(world.ann.id.as_str()),
+            what: Membership::Room("r".into()),
+        },
+        Relay::Disconnect {
+            connection: ConnectionId::new(bob.id.as_str()),
+            frame: CloseFrame {
+                code: CloseCode::POLICY_VIOLATION,
+                reason,
+            },
+        },
+    ];
+    let kept = asked.iter().map(Relay::encode);
+    *world.mood.kept.lock().unwrap() = kept.chain(["of another version".into()]).collect();
+    world.mood.take_asked();
+    world.mood.restore();
+    assert_eq!(world.take_left(), ["r Left"]);
+    assert_eq!(bob.close_code(), Some(1008));
+    assert_eq!(world.one.metrics().backend_messages_dropped_total, 1);
+    let asked = world.mood.take_asked();
+    let at = |op: &str| asked.iter().position(|asked| asked == op).unwrap();
+    assert!(
+        at("Kept") < at("LeaveRoom") && at("LeaveRoom") < at("Settle"),
+        "{asked:?}"
+    );
 }
 
 #[test]
