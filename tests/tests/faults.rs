@@ -10,13 +10,18 @@
 )]
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mesh_tests::fleet::{ALL, ANSWERED, CHAT, FIRSTS, Fleet, REAPED, RECOVERY, ask, id_set};
 use mesh_tests::{Proxy, RawClient, Redis, until, until_some};
+use mesh_tokio::prelude::*;
+use mesh_tokio::{CloseCode, Membership};
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 
 fn room(name: &str) -> Value {
     json!({ "roomName": name })
@@ -322,6 +327,93 @@ fn what_is_cleared_removed_or_changed_during_a_short_partition_is_not_resurrecte
 fn what_is_cleared_removed_or_changed_during_a_partition_that_outlives_the_lease_is_not_resurrected()
  {
     changed_while_partitioned(Duration::from_secs(30));
+}
+
+/// A server of this process, which can do to others' connections what no command of the demo does.
+fn server(runtime: &Runtime, redis: &str) -> (MeshServer, SocketAddr) {
+    runtime.block_on(async {
+        let backend = mesh_redis::connect(redis).await.unwrap();
+        let server = MeshServer::builder()
+            .backend(backend)
+            .ping_interval(Duration::from_secs(300))
+            .build();
+        server.start().await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let serving = server.clone();
+        tokio::spawn(async move { serving.serve_listener(listener).await });
+        (server, addr)
+    })
+}
+
+/// Does to the connections of a server that is cut off what others may do to them; true if that is over already.
+fn done_by_others_while_away(partition: Duration) -> bool {
+    let (redis, runtime) = (Redis::start(), Runtime::new().unwrap());
+    let proxy = Proxy::to(redis.addr());
+    let (here, _) = server(&runtime, &redis.url());
+    let (away, addr) = server(&runtime, &proxy.url());
+    let mut clients: Vec<_> = (0..4).map(|_| RawClient::open(addr)).collect();
+    let ids: Vec<_> = clients
+        .iter_mut()
+        .map(|client| client.assigned().to_owned())
+        .collect();
+    for (id, room) in [(0, "removed"), (0, "kept"), (1, "revoked"), (3, "all")] {
+        let joined = runtime.block_on(away.add_to_room(room, &ids[id]));
+        assert_eq!(joined, Ok(true));
+    }
+    proxy.partition();
+    last(partition);
+    let revoked = Membership::Room("revoked".into());
+    let policy = CloseCode::POLICY_VIOLATION;
+    let outcomes: [_; 4] = runtime
+        .block_on(async {
+            tokio::join!(
+                async { here.remove_from_room("removed", &ids[0]).await.map(drop) },
+                here.revoke(&ids[1], revoked),
+                here.disconnect(&ids[2], policy, "banned"),
+                here.remove_from_all_rooms(&ids[3]),
+            )
+        })
+        .into();
+    let done = outcomes.iter().all(Result::is_ok);
+    assert!(done || outcomes.iter().all(Result::is_err), "{outcomes:?}");
+    let healed = Instant::now();
+    proxy.heal();
+    until("the first room is left here", || {
+        !runtime
+            .block_on(away.is_in_room("removed", &ids[0]))
+            .unwrap_or(true)
+    });
+    if done {
+        assert_eq!(clients[2].close_code(), Some(1008));
+        for (id, room) in [(1, "revoked"), (3, "all")] {
+            until("the room is left here", || {
+                !runtime
+                    .block_on(away.is_in_room(room, &ids[id]))
+                    .unwrap_or(true)
+            });
+        }
+    }
+    assert!(healed.elapsed() < RECOVERY, "{:?}", healed.elapsed());
+    until("the others know who is there", || {
+        runtime
+            .block_on(here.room_members("kept"))
+            .is_ok_and(|members| members.len() == 1)
+    });
+    for server in [away, here] {
+        runtime.block_on(server.shutdown()).unwrap();
+    }
+    done
+}
+
+#[test]
+fn what_others_do_to_a_connection_whose_instance_is_cut_off_fails_or_is_done_on_its_return() {
+    assert!(!done_by_others_while_away(Duration::from_secs(5)));
+}
+
+#[test]
+fn what_others_do_to_a_connection_whose_instance_counts_as_dead_is_done_on_its_return() {
+    assert!(done_by_others_while_away(Duration::from_secs(30)));
 }
 
 #[test]
