@@ -25,6 +25,9 @@ use crate::{
     subscriptions::Order,
 };
 
+/// How far a message of one node of a cluster may be behind that of another.
+const OVERTAKING_TIME_MAX: Duration = Duration::from_millis(250);
+
 /// What the driver hears of.
 pub(crate) enum Event {
     /// The instance closes.
@@ -41,6 +44,11 @@ pub(crate) enum Event {
     Heartbeat {
         epoch: u64,
         beat: Beat,
+    },
+    /// A notice that may have overtaken messages.
+    Late {
+        epoch: u64,
+        notice: Notice,
     },
     /// The orders are carried out, or cannot be.
     Ordered,
@@ -202,6 +210,14 @@ impl Driver {
                 // Refused or lost: without this one there is no next, and the lease ends.
                 Beat::Failed(reason) => self.link.handle_failure(epoch, &reason, now),
             },
+            Event::Late { epoch, notice } => {
+                let shared = Arc::clone(&self.shared);
+                self.work.push(Box::pin(async move {
+                    runtime::sleep(OVERTAKING_TIME_MAX).await;
+                    shared.inbox.push_message(epoch, notice);
+                    Event::Quiet
+                }));
+            }
             Event::Ordered => self.ordering = false,
             Event::Orders(orders) => self.order(orders),
             Event::Pong { epoch, round_trip } => {

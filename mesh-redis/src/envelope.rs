@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! 1 byte  1: a message of an instance · 2: a notice, which a script publishes along with what it changed
+//!         3: the same from another node of a cluster than its sender's messages, which it may have overtaken
 //! 8 bytes sender, random for each backend
 //! …       the message, or the notice as text
 //!
@@ -20,6 +21,7 @@ use crate::ops::document;
 
 const MESSAGE: u8 = 1;
 const NOTICE: u8 = 2;
+const LATE: u8 = 3;
 const HEADER: usize = 9;
 
 /// Who sent a message.
@@ -33,22 +35,31 @@ pub(crate) fn seal(sender: &Sender, message: &[u8]) -> Vec<u8> {
     sealed
 }
 
-/// What a script puts before the text of a notice.
-pub(crate) fn notice_head(sender: &Sender) -> [u8; HEADER] {
-    let mut head = [NOTICE; HEADER];
+/// What a script puts before the text of a notice; `late` if that may overtake messages of its sender.
+pub(crate) fn notice_head(sender: &Sender, late: bool) -> [u8; HEADER] {
+    let mut head = [if late { LATE } else { NOTICE }; HEADER];
     head[1..].copy_from_slice(sender);
     head
 }
 
 /// The notice that a room was cleared, as the script publishes it.
 pub(crate) fn seal_cleared(sender: &Sender, generation: u64) -> Vec<u8> {
-    let mut sealed = notice_head(sender).to_vec();
+    let mut sealed = notice_head(sender, false).to_vec();
     sealed.extend_from_slice(format!("cleared {generation}").as_bytes());
     sealed
 }
 
-/// The sender, and what came on a topic; `None` for what is unknown.
-pub(crate) fn open(topic: Topic, sealed: &Bytes) -> Option<(Sender, Notice)> {
+/// What came on a topic.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Opened {
+    pub(crate) sender: Sender,
+    pub(crate) notice: Notice,
+    /// It may have overtaken messages of its sender.
+    pub(crate) late: bool,
+}
+
+/// Reads what came on a topic; `None` for what is unknown.
+pub(crate) fn open(topic: Topic, sealed: &Bytes) -> Option<Opened> {
     let header = sealed.get(..HEADER)?;
     let sender = header[1..].try_into().ok()?;
     let notice = match header[0] {
@@ -56,10 +67,14 @@ pub(crate) fn open(topic: Topic, sealed: &Bytes) -> Option<(Sender, Notice)> {
             let message = sealed.slice(HEADER..);
             Notice::Message { topic, message }
         }
-        NOTICE => notice(topic, std::str::from_utf8(&sealed[HEADER..]).ok()?)?,
+        NOTICE | LATE => notice(topic, std::str::from_utf8(&sealed[HEADER..]).ok()?)?,
         _ => return None,
     };
-    Some((sender, notice))
+    Some(Opened {
+        sender,
+        notice,
+        late: header[0] == LATE,
+    })
 }
 
 fn notice(topic: Topic, text: &str) -> Option<Notice> {
@@ -95,12 +110,24 @@ mod tests {
 
     const SENDER: &Sender = b"12345678";
 
+    fn sent(notice: Notice) -> Opened {
+        Opened {
+            sender: *SENDER,
+            notice,
+            late: false,
+        }
+    }
+
     fn told(topic: &Topic, text: &str) -> Option<Notice> {
-        let mut sealed = notice_head(SENDER).to_vec();
-        sealed.extend_from_slice(text.as_bytes());
-        let (sender, notice) = open(topic.clone(), &sealed.into())?;
-        assert_eq!(&sender, SENDER);
-        Some(notice)
+        let told = [false, true].map(|late| {
+            let mut sealed = notice_head(SENDER, late).to_vec();
+            sealed.extend_from_slice(text.as_bytes());
+            let opened = open(topic.clone(), &sealed.into())?;
+            assert_eq!((&opened.sender, opened.late), (SENDER, late));
+            Some(opened.notice)
+        });
+        assert_eq!(told[0], told[1]);
+        told[0].clone()
     }
 
     #[test]
@@ -114,10 +141,10 @@ mod tests {
                 message: text.into(),
             };
             let opened = open(topic.clone(), &sealed.into());
-            assert_eq!(opened, Some((*SENDER, notice)));
+            assert_eq!(opened, Some(sent(notice)));
         }
         let mut newer = sealed.clone();
-        newer[0] = 3;
+        newer[0] = 4;
         assert_eq!(open(topic.clone(), &newer.into()), None);
         assert_eq!(open(topic, &sealed[..8].to_vec().into()), None);
     }
@@ -132,7 +159,7 @@ mod tests {
         };
         assert_eq!(told(&room, "cleared 7"), Some(cleared.clone()));
         let sealed = seal_cleared(SENDER, 7).into();
-        assert_eq!(open(room.clone(), &sealed), Some((*SENDER, cleared)));
+        assert_eq!(open(room.clone(), &sealed), Some(sent(cleared)));
         let removed = Notice::MemberRemoved {
             room: "a \0\nb".into(),
             connection: connection.clone(),

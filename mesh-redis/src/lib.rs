@@ -121,6 +121,7 @@
 //! Operations take effect in the order in which they are first polled, and a topic's messages arrive in the order in
 //! which they took effect. The reply to a `PublishChannel` waits, for at most two seconds, until this instance has heard
 //! the message where it is subscribed: so a publisher's channel messages keep their place among its other events.
+//! A Redis that forgot a script is sent it once more, so that then, and only then, a message with a history may fall behind one without.
 //!
 //! # Redis Cluster
 //!
@@ -129,6 +130,9 @@
 //! history, with and without one, so that each channel keeps its own. With
 //! [sharded](Builder::sharded) topics only channels' and those to all instances do; the others stay with the node that
 //! has the slot, and each instance has one more connection to every such node.
+//!
+//! What a script tells of a room that was cleared or of a member that was removed comes from the node of the room, and may be ahead of
+//! what its instance published before. Who hears it waits for 250 ms; in the meantime the instance says the same in its place.
 //!
 //! Commands follow a slot that moves. Sharded topics do not: Redis ends the subscriptions in that slot, which the
 //! instances that have any take for an outage, and those that want one later as well. They connect again as after any

@@ -14,7 +14,7 @@ use crate::{
     config::Config,
     connection::{Failure, SharedSession},
     driver::Event,
-    envelope,
+    envelope::{self, Opened},
     keys::{Incarnation, Keys},
     listeners::Refused,
     lock,
@@ -299,10 +299,14 @@ impl Shared {
         }
         match envelope::open(topic, message) {
             None => ignore(),
-            Some((sender, _)) if sender == self.sender => {}
-            Some((_, notice)) => {
+            Some(opened) if opened.sender == self.sender => {}
+            Some(Opened { notice, late, .. }) => {
                 Counters::add(&self.counters.messages_in, 1);
-                self.inbox.push_message(epoch, notice);
+                if late {
+                    let _ = self.events.unbounded_send(Event::Late { epoch, notice });
+                } else {
+                    self.inbox.push_message(epoch, notice);
+                }
             }
         }
     }

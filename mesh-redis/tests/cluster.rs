@@ -7,7 +7,7 @@ mod support;
 use std::{net::TcpListener, process::Command};
 
 use bytes::Bytes;
-use mesh_core::backend::{BackendError, MetadataChange, Notice, Op, Reply, Topic};
+use mesh_core::backend::{BackendError, MetadataChange, Name, Notice, Op, Reply, Topic};
 use mesh_redis::Builder;
 use support::{Instance, RedisServer, run, until};
 
@@ -220,6 +220,44 @@ fn what_is_to_keep_its_order_goes_by_one_node() {
             assert_eq!(by[0], by[1], "with and without a history");
         }
     });
+}
+
+#[test]
+fn what_is_cleared_is_told_behind_what_was_published_before() {
+    for sharded in [false, true] {
+        run(async {
+            let cluster = Cluster::start();
+            let builder = || cluster.builder().sharded(sharded);
+            let (one, two) = (
+                Instance::open(builder(), "one").await,
+                Instance::open(builder(), "two").await,
+            );
+            for number in 0..40 {
+                let room: Name = format!("r{number}").as_str().into();
+                let topic = Topic::Room(room.clone());
+                one.subscribe(std::slice::from_ref(&topic)).await;
+                for _ in 0..9 {
+                    let (topic, message) = (topic.clone(), "hi".into());
+                    two.run(Op::Publish { topic, message }).await;
+                }
+                let cleared = two.run(Op::ClearRoom { room: room.clone() }).await;
+                let Reply::Cleared { generation } = cleared else {
+                    panic!("{cleared:?}")
+                };
+                for _ in 0..9 {
+                    assert_eq!(one.message().await, (topic.clone(), "hi".into()));
+                }
+                let told = Notice::RoomCleared { room, generation };
+                assert_eq!(one.notice().await, told);
+                let topics = vec![topic];
+                // Told once more where the room's node is not the one that messages go by.
+                if !sharded {
+                    assert_eq!(one.notice().await, told);
+                }
+                one.run(Op::Unsubscribe { topics }).await;
+            }
+        });
+    }
 }
 
 #[test]

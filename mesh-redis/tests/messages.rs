@@ -103,7 +103,7 @@ fn what_others_publish_arrives_byte_for_byte() {
         one.subscribe(&[Topic::All]).await;
         let _: i64 = redis::cmd("PUBLISH")
             .arg("mesh:all")
-            .arg("\u{3}12345678future")
+            .arg("\u{4}12345678future")
             .query(&mut client)
             .unwrap();
         until("the message is counted", || async {

@@ -170,7 +170,7 @@ impl Shared {
         let max = self.config.metadata_bytes_max;
         let longest = max.to_string();
         let mark = Mark::new(self, &open.instance, connection);
-        let head = envelope::notice_head(&self.sender);
+        let head = envelope::notice_head(&self.sender, false);
         let mut arguments = vec![
             connection.as_str().as_bytes(),
             kind,

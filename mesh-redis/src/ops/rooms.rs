@@ -80,7 +80,7 @@ impl Shared {
             self.keys.member_index(at, &open.incarnation),
         ];
         let mark = Mark::new(self, &open.instance, connection);
-        let head = envelope::notice_head(&self.sender);
+        let head = envelope::notice_head(&self.sender, self.config.cluster);
         let arguments = [
             connection.as_str().as_bytes(),
             room.as_bytes(),
@@ -103,7 +103,8 @@ impl Shared {
         let open = self.open_instance()?;
         let keys = self.room_keys(&open, room);
         let topic = self.keys.topic(&Topic::Room(room.clone()));
-        let head = envelope::notice_head(&self.sender);
+        let scattered = self.config.cluster && self.keys.shard(&topic).is_none();
+        let head = envelope::notice_head(&self.sender, scattered);
         let arguments = [
             room.as_bytes(),
             MARK_SECONDS.as_bytes(),
@@ -115,8 +116,9 @@ impl Shared {
         let reply = self.send(&open.session, &call).await?;
         let generation =
             decode::number(reply).map_err(|failure| self.failed(&open.session, failure))?;
-        if self.config.cluster && self.keys.shard(&topic).is_none() {
-            // The script's notice came from the node of the room. This one keeps its place among what this instance publishes.
+        if scattered {
+            // The script's notice came from the node of the room, and is taken for late. This one keeps its place among what this
+            // instance publishes.
             let notice = envelope::seal_cleared(&self.sender, generation);
             Counters::add(&self.counters.commands, 1);
             let sent = open.session.publish(&topic, &notice).await;
