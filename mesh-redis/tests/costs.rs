@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use mesh_core::backend::{Op, Reply, Topic};
+use mesh_core::backend::{Document, MetadataChange, Op, Reply, Topic};
 use support::{Instance, RedisServer, run};
 
 /// The commands that `op` costs, scripts' own ones included; without pings and heartbeats.
@@ -80,8 +80,50 @@ async fn costs(members: u32) -> Vec<BTreeMap<String, u64>> {
             bytes_max: 99,
         },
         Op::ClearRoom { room: "r".into() },
+        Op::ForgetMembers {
+            room: "r".into(),
+            connections: vec!["a.1".into()],
+        },
+        Op::SetConnectionMetadata {
+            connection: "a.1".into(),
+            change: MetadataChange::Merge("{}".into()),
+        },
+        Op::SetRoomMetadata {
+            room: "s".into(),
+            change: MetadataChange::Merge("{}".into()),
+        },
+        Op::KeepFor {
+            instance: "gone".into(),
+            message: "hi".into(),
+        },
+        Op::Kept,
+        Op::Restore {
+            connections: vec![("a.1".into(), Document::default())],
+            members: vec![("r".into(), "a.1".into(), 0)],
+        },
+        Op::Subscribe {
+            topics: (0..512)
+                .map(|number| Topic::Room(format!("s{number}").as_str().into()))
+                .collect(),
+        },
     ] {
         costs.push(cost(&server, &instance, op).await);
+    }
+    // What another instance does to a connection of this one.
+    let builder = server.builder().lease(std::time::Duration::from_secs(60));
+    let other = Instance::open(builder, "b").await;
+    instance.join("t", "a.1").await;
+    for op in [
+        Op::SetConnectionMetadata {
+            connection: "a.1".into(),
+            change: MetadataChange::Merge("{}".into()),
+        },
+        Op::LeaveRoom {
+            room: "t".into(),
+            connection: "a.1".into(),
+        },
+    ] {
+        costs.push(cost(&server, &other, op).await);
     }
     costs
 }
@@ -100,7 +142,19 @@ fn costs_do_not_grow_with_members() {
         assert_eq!(few[6], BTreeMap::from([("publish".to_owned(), 1)]));
         assert_eq!(few[7], BTreeMap::from([("publish".to_owned(), 1)]));
         assert_eq!((few[9]["evalsha"], few[9]["lrange"]), (1, 1));
-        assert_eq!(few[10]["evalsha"], 1);
+        // clear, forget, metadata of a connection and of a room, keep, kept
+        assert_eq!((few[10]["evalsha"], few[10]["publish"]), (1, 1));
+        for own in &few[11..=14] {
+            assert_eq!(own["evalsha"], 1, "{own:?}");
+            assert!(!own.contains_key("publish"), "{own:?}");
+        }
+        assert_eq!(few[15], BTreeMap::from([("lrange".to_owned(), 1)]));
+        // restore: the connection's partition, and the room's; subscribe
+        assert_eq!(few[16]["evalsha"], 2);
+        assert_eq!(few[17], BTreeMap::from([("subscribe".to_owned(), 1)]));
+        for foreign in &few[18..] {
+            assert_eq!((foreign["evalsha"], foreign["publish"]), (1, 1));
+        }
         assert!(few.iter().all(|cost| !cost.contains_key("keys")
             && !cost.contains_key("scan")
             && !cost.contains_key("config|set")));

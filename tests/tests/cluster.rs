@@ -796,6 +796,54 @@ fn a_server_that_shuts_down_leaves_nothing_behind() {
     assert_eq!(redis.client().channels(), Vec::<String>::new());
 }
 
+/// An instance of a later version is in the cluster: what it says in a way of its own is passed over, and counted.
+#[test]
+fn instances_of_two_versions_work_side_by_side() {
+    let redis = Redis::start();
+    let demos: [Demo; 2] = servers(&redis.url());
+    let [mut ann, mut bob] = demos.each_ref().map(RawClient::connect);
+    for client in [&mut ann, &mut bob] {
+        client.succeed("join-room", room("r"));
+    }
+    let health = demos[0].health();
+    let instance = health["instanceId"].as_str().unwrap();
+    let mut newer = redis.client();
+    let topics = newer.channels();
+    let topic = |end: &str| {
+        let mut found = topics.iter().filter(|topic| topic.ends_with(end));
+        found.next().expect("a topic").clone()
+    };
+    let sender = b"of later";
+    for topic in [topic("all"), topic(instance), topic(":r:r")] {
+        // Another envelope, another notice, another message, another kind of message.
+        for (kind, content) in [
+            (9, &b"sealed"[..]),
+            (2, b"moved r"),
+            (1, b"\x09\x01"),
+            (1, b"\x01\xff"),
+        ] {
+            let sealed = [&[kind], &sender[..], content].concat();
+            assert!(newer.publish(&topic, sealed) > 0, "{topic}");
+        }
+    }
+    sent(&mut ann, "broadcast-room", event("r", "to the room"));
+    sent(&mut bob, "broadcast", "to all");
+    for client in [&mut ann, &mut bob] {
+        assert_eq!(client.event("news"), "to the room");
+        assert_eq!(client.event("announcement"), "to all");
+    }
+    let counted = |name: &str, demo: &Demo| {
+        let metrics = demo.get("/metrics").body;
+        let number = metrics.lines().find_map(|line| line.strip_prefix(name));
+        number.unwrap().trim().parse::<u64>().unwrap()
+    };
+    assert_eq!(counted("mesh_redis_messages_ignored_total ", &demos[0]), 6);
+    assert_eq!(
+        counted("mesh_backend_messages_dropped_total ", &demos[0]),
+        6
+    );
+}
+
 #[test]
 fn three_servers_keep_every_promise() {
     let redis = Redis::start();
