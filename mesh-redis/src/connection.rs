@@ -10,6 +10,8 @@ use futures_util::{
     FutureExt as _,
     future::{Either, Shared, join_all, select, try_join},
 };
+#[cfg(feature = "cluster")]
+use redis::PushKind;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, RedisError, ServerErrorKind, Value,
     aio::MultiplexedConnection,
@@ -100,6 +102,43 @@ impl Commands {
 /// What drops with the session: whoever waits for an answer is told.
 type Ended = Shared<oneshot::Receiver<()>>;
 
+/// A message of one's own that is to be heard, as a sign that what is published in a cluster arrives where one listens: a seed that is none
+/// of its nodes any more, or that the others do not reach, answers all questions and hears nothing.
+#[cfg(feature = "cluster")]
+struct Echo {
+    channel: String,
+    heard: std::sync::Mutex<Option<oneshot::Sender<()>>>,
+}
+
+#[cfg(feature = "cluster")]
+impl Echo {
+    fn new(keys: &Keys) -> Self {
+        Self {
+            channel: keys.echo(random::bits()),
+            heard: std::sync::Mutex::default(),
+        }
+    }
+
+    /// Is it this that was heard? Nobody else needs to know.
+    fn takes(&self, info: &PushInfo) -> bool {
+        let channel = match info.data.first() {
+            Some(Value::BulkString(channel)) if info.kind == PushKind::Message => channel,
+            _ => return false,
+        };
+        let is_own = channel == self.channel.as_bytes();
+        if is_own && let Some(heard) = crate::lock(&self.heard).take() {
+            let _ = heard.send(());
+        }
+        is_own
+    }
+
+    fn expect(&self) -> oneshot::Receiver<()> {
+        let (heard, receiver) = oneshot::channel();
+        *crate::lock(&self.heard) = Some(heard);
+        receiver
+    }
+}
+
 /// The connections of one epoch.
 pub(crate) struct Session {
     pub(crate) epoch: u64,
@@ -110,6 +149,9 @@ pub(crate) struct Session {
     /// A key whose node classic topics are published by: any, so that instances spread over the nodes.
     way: String,
     listeners: Listeners,
+    /// In a cluster.
+    #[cfg(feature = "cluster")]
+    echo: Option<Arc<Echo>>,
     ended: Ended,
     /// Taken to end it.
     end: std::sync::Mutex<Option<oneshot::Sender<()>>>,
@@ -128,6 +170,18 @@ impl Session {
         let client = Client::open(node.clone()).map_err(refused)?;
         let watch = Arc::new(Watch::default());
         let watching = Arc::clone(&watch);
+        let keys = Keys::new(&config.prefix, config.sharded);
+        #[cfg(feature = "cluster")]
+        let echo = config.cluster.then(|| Arc::new(Echo::new(&keys)));
+        #[cfg(feature = "cluster")]
+        let push = {
+            let echo = echo.clone();
+            move |info| {
+                if !echo.as_ref().is_some_and(|echo| echo.takes(&info)) {
+                    push(info);
+                }
+            }
+        };
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(config.connect_timeout))
             // Pings vouch for every answer: replies come in order.
@@ -145,7 +199,6 @@ impl Session {
         let (subscriptions, commands) = try_join(subscriptions, commands).await.map_err(refused)?;
 
         let (end, ended) = oneshot::channel();
-        let keys = Keys::new(&config.prefix, config.sharded);
         #[cfg_attr(
             not(feature = "cluster"),
             expect(unused_mut, reason = "a single Redis has one")
@@ -156,6 +209,8 @@ impl Session {
             commands,
             listeners: Listeners::new(keys.clone(), subscriptions, watch),
             keys,
+            #[cfg(feature = "cluster")]
+            echo,
             way: format!("{:x}", random::bits()),
             ended: ended.shared(),
             end: std::sync::Mutex::new(Some(end)),
@@ -167,6 +222,11 @@ impl Session {
                 Ok(found) => ConnectError::Version { found },
                 Err(error) => refused(error),
             })?;
+        #[cfg(feature = "cluster")]
+        if let Some(echo) = &session.echo {
+            let mut listener = session.listeners.first();
+            listener.subscribe(&echo.channel).await.map_err(refused)?;
+        }
         #[cfg(feature = "cluster")]
         if config.cluster && config.sharded {
             let spread = session.listeners.spread(node, &settings).await;
@@ -289,8 +349,18 @@ impl Session {
         let all = try_join(commands.send(&ping), self.listeners.ping());
         self.until_end(all)
             .await?
-            .map(drop)
-            .map_err(|error| failure(&error))
+            .map_err(|error| failure(&error))?;
+        #[cfg(feature = "cluster")]
+        if let Some(echo) = &self.echo {
+            let heard = echo.expect();
+            let sent = commands.publish("PUBLISH", &echo.channel, b"", &self.way);
+            self.until_end(sent)
+                .await?
+                .map_err(|error| failure(&error))?;
+            // The deadline is the link's.
+            let _ = self.until_end(heard).await?;
+        }
+        Ok(())
     }
 
     /// Fails everything that waits, and lets go of the connections with it.

@@ -182,6 +182,12 @@ impl Keys {
         format!("{}n:{instance}", self.prefix)
     }
 
+    /// The Redis channel on which a session hears itself.
+    #[cfg(feature = "cluster")]
+    pub(crate) fn echo(&self, session: u64) -> String {
+        format!("{}e:{session:016x}", self.prefix)
+    }
+
     /// The Redis channels that one hears to hear a topic.
     pub(crate) fn heard(&self, topic: &Topic) -> Vec<String> {
         let mut names = vec![self.topic(topic)];

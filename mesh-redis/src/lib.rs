@@ -82,7 +82,7 @@
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
 //! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 scripts for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
-//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, and with sharded topics 1 for each node of a cluster | |
+//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, in a cluster 1 `PUBLISH` more and with sharded topics 1 `PING` for each node | |
 //! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 scripts | O(found / 1 000) scripts |
 //!
 //! Scripts are loaded at each connect and called by their hash; a Redis that forgot one gets its text with the call.
@@ -125,7 +125,8 @@
 //!
 //! # Redis Cluster
 //!
-//! Subscriptions go to one node, and messages flood the cluster's bus: each node gets each of them. An instance publishes
+//! Subscriptions go to one node, and messages flood the cluster's bus: each node gets each of them. That an instance hears what is
+//! published it makes sure of each second, by a message to itself; if not, it goes to the next of the nodes it was given. An instance publishes
 //! all its topics by one node, so that what it publishes keeps its order; a channel's messages go by the node of its
 //! history, with and without one, so that each channel keeps its own. With
 //! [sharded](Builder::sharded) topics only channels' and those to all instances do; the others stay with the node that

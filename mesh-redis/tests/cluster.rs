@@ -261,6 +261,37 @@ fn what_is_cleared_is_told_behind_what_was_published_before() {
 }
 
 #[test]
+fn a_seed_that_the_cluster_forgot_is_given_up() {
+    run(async {
+        let mut cluster = Cluster::start();
+        cluster.replicate();
+        let forgotten = &cluster.nodes[3];
+        let id = forgotten.ask(&["CLUSTER", "MYID"]).unwrap();
+        for node in &cluster.nodes[..3] {
+            let done = node.ask(&["CLUSTER", "FORGET", &id]);
+            assert_eq!(done.as_deref(), Some("OK"));
+        }
+        // The last one is tried first. It answers, and hears nothing.
+        let builder = cluster.nodes[0].builder().cluster([forgotten.url()]);
+        let one = Instance::open(builder, "one").await;
+        let two = Instance::open(cluster.builder(), "two").await;
+        let topic = Topic::Room("r".into());
+        one.subscribe(std::slice::from_ref(&topic)).await;
+        one.outage().await;
+        let message = Bytes::from("hi");
+        two.run(Op::Publish {
+            topic: topic.clone(),
+            message: message.clone(),
+        })
+        .await;
+        assert_eq!(one.message().await, (topic, message));
+        let quiet = std::time::Duration::from_secs(5);
+        assert_eq!(one.notice_within(quiet).await, None);
+        assert_eq!(two.notice_within(quiet).await, None);
+    });
+}
+
+#[test]
 fn a_node_that_dies_is_an_outage_and_its_return_the_end_of_it() {
     run(async {
         let cluster = Cluster::start();
