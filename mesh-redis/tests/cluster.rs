@@ -7,7 +7,9 @@ mod support;
 use std::{net::TcpListener, process::Command};
 
 use bytes::Bytes;
-use mesh_core::backend::{BackendError, MetadataChange, Name, Notice, Op, Reply, Topic};
+use mesh_core::backend::{
+    BackendError, ConnectionId, Document, MetadataChange, Name, Notice, Op, Reply, Topic,
+};
 use mesh_redis::Builder;
 use support::{Instance, RedisServer, run, until};
 
@@ -478,12 +480,18 @@ fn sharded_topics_follow_a_replica_that_takes_over() {
         let topics = topics();
         one.subscribe(&topics).await;
         two.subscribe(&topics).await;
+        for number in 0..30 {
+            let id = format!("one.{number}");
+            one.connect(&id).await;
+            one.join(&format!("r{number}"), &id).await;
+        }
         // The primary goes on as a replica, and so do its connections.
         let done = cluster.nodes[3].ask(&["CLUSTER", "FAILOVER"]);
         assert_eq!(done.as_deref(), Some("OK"));
         one.outage().await;
         two.outage().await;
         is_heard(&one, &two, &topics).await;
+        everything_is_stated(&one, &two).await;
         let channels = cluster.shard_channels();
         assert!(channels[0].is_empty() && !channels[3].is_empty());
 
@@ -492,5 +500,34 @@ fn sharded_topics_follow_a_replica_that_takes_over() {
         one.outage().await;
         two.outage().await;
         is_heard(&one, &two, &topics).await;
+        everything_is_stated(&one, &two).await;
     });
+}
+
+/// What was written last may be lost with a node; all of it is there again once it is stated.
+async fn everything_is_stated(one: &Instance, two: &Instance) {
+    let document = Document {
+        json: None,
+        revision: 1,
+    };
+    let ids = (0..30).map(|number| ConnectionId::new(format!("one.{number}")));
+    let connections = ids.clone().map(|id| (id, document.clone()));
+    let members = ids
+        .enumerate()
+        .map(|(number, id)| (Name::from(format!("r{number}")), id, 0));
+    let stated = Op::Restore {
+        connections: connections.collect(),
+        members: members.collect(),
+    };
+    let nothing = Reply::Restored {
+        changed: vec![],
+        ended: vec![],
+    };
+    assert_eq!(one.run(stated).await, nothing);
+    one.settle().await;
+    assert_eq!(two.connections().await.len(), 30);
+    for number in 0..30 {
+        let id = format!("one.{number}");
+        assert_eq!(two.members(&format!("r{number}")).await, [id]);
+    }
 }
