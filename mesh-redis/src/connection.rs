@@ -21,6 +21,7 @@ use crate::{
     ConnectError,
     config::Config,
     decode,
+    instances::Note,
     keys::{Incarnation, Keys},
     listeners::{Listeners, Refused},
     random,
@@ -144,6 +145,8 @@ pub(crate) struct Session {
     pub(crate) epoch: u64,
     /// Set by the registration.
     pub(crate) incarnation: OnceLock<Incarnation>,
+    /// What the registration found to be kept for this instance.
+    pub(crate) kept: OnceLock<Vec<Note>>,
     commands: Commands,
     keys: Keys,
     /// A key whose node classic topics are published by: any, so that instances spread over the nodes.
@@ -206,6 +209,7 @@ impl Session {
         let mut session = Self {
             epoch,
             incarnation: OnceLock::new(),
+            kept: OnceLock::new(),
             commands,
             listeners: Listeners::new(keys.clone(), subscriptions, watch),
             keys,

@@ -67,6 +67,8 @@ pub(crate) enum Event {
         epoch: u64,
         result: Result<Vec<String>, String>,
     },
+    /// To be done beside everything else.
+    Work(BoxFuture<'static, ()>),
 }
 
 type Work = FuturesUnordered<BoxFuture<'static, Event>>;
@@ -219,6 +221,7 @@ impl Driver {
                 }));
             }
             Event::Ordered => self.ordering = false,
+            Event::Work(work) => self.work.push(Box::pin(work.map(|()| Event::Quiet))),
             Event::Orders(orders) => self.order(orders),
             Event::Pong { epoch, round_trip } => {
                 let micros = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
@@ -374,7 +377,12 @@ impl Driver {
             crate::lock(&shared.identity).served = true;
         }
         let number = session.epoch;
-        let notice = again.then_some(Notice::Restored { data_kept, number });
+        let kept = shared.take_kept(&session);
+        let notice = again.then_some(Notice::Restored {
+            data_kept,
+            number,
+            kept,
+        });
         shared.set_session(Ok(session), notice);
         if again {
             Counters::add(&shared.counters.reconnects, 1);

@@ -11,6 +11,7 @@ use crate::{
     ConnectError,
     connection::{Failure, Session, SharedSession},
     decode,
+    driver::Event,
     keys::{Incarnation, PARTITIONS_AT_ONCE, Partition},
     lock,
     ops::MARK_SECONDS,
@@ -28,7 +29,7 @@ const TOMBSTONE_SECONDS: &str = "120";
 /// How many dead instances one heartbeat takes on.
 const REAPED_AT_ONCE: &str = "16";
 
-/// How many messages are kept for an instance that is away; beyond it the oldest go.
+/// How many messages are kept for an instance that is away.
 const KEPT_MAX: &str = "1000";
 
 /// How many entries one page has, about.
@@ -81,9 +82,29 @@ fn format_of(sharded: bool) -> String {
     format!("{VERSION}{}", if sharded { " sharded" } else { "" })
 }
 
+/// How long the number is, in bytes.
+const NOTE_ID: usize = 16;
+
+/// A message that was kept for an instance: a random number in hexadecimal, by which it is known, and the message.
+#[derive(Debug)]
+pub(crate) struct Note(Vec<u8>);
+
+impl Note {
+    fn id(&self) -> Vec<u8> {
+        self.0.iter().take(NOTE_ID).copied().collect()
+    }
+
+    fn message(&self) -> Bytes {
+        self.0.iter().skip(NOTE_ID).copied().collect()
+    }
+}
+
 /// What came of a registration.
 enum Registration {
-    Done { data_kept: Option<bool> },
+    Done {
+        data_kept: Option<bool>,
+        kept: Vec<Note>,
+    },
     Format(String),
     Used,
 }
@@ -117,8 +138,9 @@ pub(crate) async fn register(
     };
     let done = register_as(shared, session, &instance, &incarnation, &previous).await;
     match done.map_err(unreachable)? {
-        Registration::Done { data_kept } => {
+        Registration::Done { data_kept, kept } => {
             let _ = session.incarnation.set(incarnation);
+            let _ = session.kept.set(kept);
             Ok(data_kept)
         }
         Registration::Format(found) => Err(shared.format_error(found)),
@@ -146,7 +168,9 @@ async fn register_as(
         format.as_bytes(),
     ];
     arguments.extend(previous.iter().map(|it| it.as_str().as_bytes()));
-    let cmd = scripts::INSTANCE_REGISTER.call(shared.keys.all_instances(), arguments);
+    let [leases, dying, format, birth] = shared.keys.all_instances();
+    let keys = [leases, dying, format, birth, shared.keys.kept(instance)];
+    let cmd = scripts::INSTANCE_REGISTER.call(keys, arguments);
     Counters::add(&shared.counters.commands, 1);
     let reply = decode::list(session.send(&cmd).await?)?;
     let mut reply = reply.into_iter();
@@ -163,8 +187,10 @@ async fn register_as(
         entomb(shared, session, &incarnation).await?;
         lock(&shared.identity).bury(incarnation);
     }
+    let kept = reply.map(|note| decode::bytes(note).map(Note));
     Ok(Registration::Done {
         data_kept: before.map(|before| before == detail),
+        kept: kept.collect::<Result<_, _>>()?,
     })
 }
 
@@ -479,36 +505,54 @@ impl Shared {
     pub(crate) async fn keep_for(
         self: &Arc<Self>,
         instance: &InstanceId,
-        message: &Bytes,
+        message: Option<&Bytes>,
     ) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
         let keys = [self.keys.leases(), self.keys.kept(instance)];
-        let arguments = [
+        let note = message
+            .map(|message| [format!("{:016x}", random::bits()).as_bytes(), message].concat());
+        let mut arguments = vec![
             instance.as_str().as_bytes(),
-            message,
             KEPT_MAX.as_bytes(),
             MARK_SECONDS.as_bytes(),
         ];
+        arguments.extend(note.as_deref());
         let cmd = scripts::INSTANCE_KEEP.call(keys, arguments);
         let reply = self.send(&open.session, &cmd).await?;
-        let kept =
-            decode::integer(&reply).map_err(|failure| self.failed(&open.session, failure))?;
-        Ok(Reply::Flag(kept == 1))
+        match decode::integer(&reply).map_err(|failure| self.failed(&open.session, failure))? {
+            -1 => Err(BackendError::Full(format!(
+                "{KEPT_MAX} messages wait for the instance {instance} to come back"
+            ))),
+            kept => Ok(Reply::Flag(kept == 1)),
+        }
     }
 
-    /// [`Op::Kept`].
-    pub(crate) async fn kept(self: &Arc<Self>) -> Result<Reply, BackendError> {
-        let open = self.open_instance()?;
-        let mut cmd = redis::cmd("LRANGE");
-        cmd.arg(self.keys.kept(&open.instance)).arg(0).arg(-1);
-        let reply = self.send(&open.session, &cmd).await?;
-        let read = |reply| {
-            let messages = decode::list(reply)?.into_iter();
-            let messages = messages.map(|message| decode::bytes(message).map(Bytes::from));
-            messages.collect::<Result<_, Failure>>()
+    /// What was kept for this instance, and was not told before; it is let go of in the store.
+    pub(crate) fn take_kept(self: &Arc<Self>, session: &SharedSession) -> Vec<Bytes> {
+        let kept = session.kept.get().map_or(&[][..], Vec::as_slice);
+        let (told, member) = {
+            let mut identity = lock(&self.identity);
+            let told = std::mem::take(&mut identity.told);
+            identity.told = kept.iter().map(Note::id).collect();
+            let member = identity.instance.as_ref().zip(session.incarnation.get());
+            let member = member.map(|(instance, incarnation)| {
+                let keys = [self.keys.leases(), self.keys.kept(instance)];
+                (keys, Identity::member(incarnation, instance))
+            });
+            (told, member)
         };
-        let messages = read(reply).map_err(|failure| self.failed(&open.session, failure))?;
-        Ok(Reply::Kept(messages))
+        if let (Some((keys, member)), false) = (member, kept.is_empty()) {
+            let number = kept.len().to_string();
+            let arguments = [member.as_bytes(), number.as_bytes()];
+            let cmd = scripts::INSTANCE_TAKEN.call(keys, arguments);
+            let (shared, session) = (Arc::clone(self), Arc::clone(session));
+            let _ = self.events.unbounded_send(Event::Work(Box::pin(async move {
+                // Without it they come once more, and are known.
+                let _ = shared.send(&session, &cmd).await;
+            })));
+        }
+        let new = kept.iter().filter(|note| !told.contains(&note.id()));
+        new.map(Note::message).collect()
     }
 
     /// [`Op::Settle`].
@@ -525,9 +569,6 @@ impl Shared {
             .await;
         result.map_err(|failure| self.failed(&open.session, failure))?;
         lock(&self.identity).settle(&previous);
-        let mut cmd = redis::cmd("DEL");
-        cmd.arg(self.keys.kept(&open.instance));
-        self.send(&open.session, &cmd).await?;
         Ok(Reply::Done)
     }
 }

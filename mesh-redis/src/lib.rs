@@ -55,10 +55,9 @@
 //! | operation | keys | commands | cost |
 //! | --- | --- | --- | --- |
 //! | `OpenInstance` | leases, dying, format, birth | 1 script | O(instances), of one script |
-//! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script, for `Settle` 1 `DEL`; and what is found | O(found / 1 000) scripts |
+//! | `CloseInstance`, `Settle` | indexes, `c`, `m`, `g`, `rm` | 256 `SSCAN`, pipelined, 1 script; and what is found | O(found / 1 000) scripts |
 //! | `CloseInstance` with operations under way | `t` | 128 scripts before it, pipelined | |
 //! | `KeepFor`, about an instance of which nothing is known | leases, kept | 1 script | O(instances), of one script |
-//! | `Kept` | kept | 1 `LRANGE` | O(kept) |
 //! | `OpenConnection` | `t`, `c`, `c:` | 1 script | |
 //! | `CloseConnection` | `t`, `c`, `c:`, `d`; `t`, `i`, `g`, `rm`, `m`, `l` | 1 script, 1 for each partition with a room of it | O(its rooms) |
 //! | `ConnectionMetadata` | `c` | 1 `HGET` | |
@@ -81,7 +80,7 @@
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
-//! | to register after an outage | leases, dying, format, birth, `t` | 1 script, 128 scripts for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
+//! | to register after an outage | leases, dying, format, birth, kept, `t` | 1 script, 1 more where something was kept, 128 scripts for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
 //! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, in a cluster 1 `PUBLISH` more and with sharded topics 1 `PING` for each node | |
 //! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 scripts | O(found / 1 000) scripts |
 //!

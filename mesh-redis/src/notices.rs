@@ -87,6 +87,7 @@ mod tests {
         let restored = Notice::Restored {
             data_kept: None,
             number: 2,
+            kept: vec![],
         };
         inbox.turn(2, Some(restored.clone()));
         inbox.push_message(1, message("later"));

@@ -117,6 +117,7 @@ scripts! {
     INSTANCE_KEEP = "instance_keep", [];
     INSTANCE_LOOK = "instance_look", [ENTRY];
     INSTANCE_REGISTER = "instance_register", [ENTRY];
+    INSTANCE_TAKEN = "instance_taken", [];
     MEMBERS_FORGET = "members_forget", [FENCE];
     MEMBERS_REAP = "members_reap", [ROOMS];
     MEMBERS_REMOVE = "members_remove", [FENCE, ROOMS];

@@ -56,6 +56,8 @@ pub(crate) struct Identity {
     idle: Vec<Incarnation>,
     /// Those of them whose tombstones stand.
     entombed: BTreeSet<Incarnation>,
+    /// What was kept for this instance and told by now, as far as the store may still have it.
+    pub(crate) told: BTreeSet<Vec<u8>>,
     /// Dead instances of others, whose claims this instance holds: "incarnation instance".
     pub(crate) reaping: Vec<String>,
     /// The key space's own incarnation, so to say: it changes when the data is lost.

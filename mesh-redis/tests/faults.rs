@@ -691,6 +691,9 @@ fn a_full_redis_is_emptied_by_leaving() {
         assert_eq!(one.run(stated).await, nothing);
         one.settle().await;
         assert_eq!(one.members("r").await, ["one.2"]);
+        // And who comes anew finds the way in.
+        let three = Instance::open(server.builder(), "three").await;
+        three.close().await;
         server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
         one.run(join).await;
         one.close().await;
@@ -770,37 +773,68 @@ fn a_crowd_is_stated_again_without_another_outage() {
 }
 
 #[test]
-fn what_is_kept_for_an_instance_waits_until_it_settles() {
+fn what_is_kept_for_an_instance_is_told_on_its_return_and_once() {
     run(async {
         let server = RedisServer::start();
         // So long that nobody's own heartbeat tells it before the test does.
         let builder = || server.builder().lease(Duration::from_secs(60));
         let one = Instance::open(builder(), "one").await;
         let two = Instance::open(builder(), "two").await;
-        let keep = |message: &'static str| Op::KeepFor {
+        let keep = |message: Option<&'static str>| Op::KeepFor {
             instance: "one".into(),
-            message: message.into(),
+            message: message.map(Bytes::from),
         };
-        let kept = |messages: &[&'static str]| {
-            Reply::Kept(messages.iter().map(|it| Bytes::from(*it)).collect())
+        let end_lease = || {
+            let leases = server.ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"]);
+            let leases = leases.unwrap();
+            let member = leases.lines().find(|it| it.ends_with(" one")).unwrap();
+            server.ask(&["ZREM", "mesh:{i}:leases", member]).unwrap();
         };
-        assert_eq!(two.run(keep("it is there")).await, Reply::Flag(false));
-        let leases = server.ask(&["ZRANGE", "mesh:{i}:leases", "0", "-1"]);
-        let leases = leases.unwrap();
-        let member = leases.lines().find(|it| it.ends_with(" one")).unwrap();
-        server.ask(&["ZREM", "mesh:{i}:leases", member]).unwrap();
-        for message in ["first", "second"] {
+        let back = async || {
+            server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+            assert_eq!(two.outage().await, Some(true));
+            assert_eq!(one.notice().await, Notice::Lost);
+            match one.notice().await {
+                Notice::Restored { kept, .. } => kept,
+                other => panic!("{other:?}"),
+            }
+        };
+        let there = two.run(keep(Some("it is there"))).await;
+        assert_eq!(there, Reply::Flag(false));
+        end_lease();
+        for message in [Some("first"), None, Some("second")] {
             assert_eq!(two.run(keep(message)).await, Reply::Flag(true));
         }
-        server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-        assert_eq!(one.outage().await, Some(true));
-        assert_eq!(one.run(Op::Kept).await, kept(&["first", "second"]));
-        // Whatever became of the answer.
-        assert_eq!(one.run(Op::Kept).await, kept(&["first", "second"]));
-        one.settle().await;
-        assert_eq!(one.run(Op::Kept).await, kept(&[]));
-        assert_eq!(two.outage().await, Some(true));
-        assert_eq!(two.run(keep("it is there")).await, Reply::Flag(false));
-        assert!(!server.keys().iter().any(|key| key.contains("kept")));
+        assert_eq!(back().await, ["first", "second"]);
+        let list = "mesh:{i}:kept:one";
+        until("they are let go of", || async {
+            !server.keys().iter().any(|key| key == list)
+        })
+        .await;
+        assert_eq!(back().await, [""; 0]);
+
+        // They are not let go of before the next return, as if that had failed.
+        end_lease();
+        two.run(keep(Some("third"))).await;
+        let third = server.ask(&["LINDEX", list, "0"]).unwrap();
+        assert_eq!(back().await, ["third"]);
+        until("it is let go of", || async {
+            !server.keys().iter().any(|key| key == list)
+        })
+        .await;
+        server.ask(&["RPUSH", list, &third]).unwrap();
+        end_lease();
+        two.run(keep(Some("fourth"))).await;
+        assert_eq!(back().await, ["fourth"]);
+
+        // Nothing that was accepted goes for what comes later.
+        end_lease();
+        for _ in 0..1_000 {
+            assert_eq!(two.run(keep(Some("more"))).await, Reply::Flag(true));
+        }
+        let full = two.try_run(keep(Some("too many"))).await;
+        assert!(matches!(full, Err(BackendError::Full(_))), "{full:?}");
+        assert_eq!(two.run(keep(None)).await, Reply::Flag(true));
+        assert_eq!(back().await.len(), 1_000);
     });
 }

@@ -141,17 +141,16 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Keeps a message for an instance that is not there, as far as the store knows: it may be cut off, and come back. False, and nothing is
-    /// kept, where it is there; one that died is until its lease ends. → [`Reply::Flag`]
+    /// Is an instance away, as far as the store knows? It may be dead, or cut off and come back: a message is kept for it until
+    /// [`Notice::Restored`] there. One that died is there until its lease ends. → [`Reply::Flag`]
+    ///
+    /// Where too many wait for it already, it is a [`BackendError::Full`].
     KeepFor {
         /// The instance.
         instance: InstanceId,
-        /// The encoded message.
-        message: Bytes,
+        /// The encoded message, if there is one to keep.
+        message: Option<Bytes>,
     },
-    /// What others kept for this instance while it was held for dead, oldest first. It stays until [`Settle`](Self::Settle).
-    /// → [`Reply::Kept`]
-    Kept,
     /// Ends a membership; true if there was one. Where the connection is another instance's, that one is told, as part of the operation,
     /// by [`Notice::MemberRemoved`], if it is subscribed to its [`Topic::Instance`]. → [`Reply::Flag`]
     LeaveRoom {
@@ -243,8 +242,7 @@ pub enum Op {
         change: MetadataChange,
     },
     /// Removes everything of this instance that was written before [`Notice::Restored`] of this number and not stated again by
-    /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown; and what was [`Kept`](Self::Kept) for this
-    /// instance. → [`Reply::Done`]
+    /// [`Restore`](Self::Restore) since: the traces of operations whose outcome was unknown. → [`Reply::Done`]
     ///
     /// Where another loss came behind that return it fails with [`BackendError::Unavailable`]: nothing was stated since.
     Settle {
@@ -326,8 +324,6 @@ pub enum Reply {
         /// The room's generation, which the membership belongs to.
         generation: u64,
     },
-    /// Encoded messages, oldest first.
-    Kept(Vec<Bytes>),
     /// A metadata document, or none.
     Metadata(Option<Json>),
     /// What the store knew better than the instance that restored it.
@@ -379,6 +375,8 @@ pub enum Notice {
         data_kept: Option<bool>,
         /// Another one with each return.
         number: u64,
+        /// What others [kept](Op::KeepFor) for this instance meanwhile, oldest first; each once. It is to be done before anything is stated.
+        kept: Vec<Bytes>,
     },
     /// Another instance changed the metadata of a connection of this one.
     MetadataChanged {

@@ -6,10 +6,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_channel::oneshot;
-use futures_util::future::{Either, select};
+use futures_util::{
+    FutureExt as _,
+    future::{Either, select},
+};
 
-use super::{ServerError, server::Inner};
+use super::{ServerError, Task, server::Inner};
 use crate::{
     backend::{BackendError, ConnectionId, InstanceId, Op, Reply, Topic},
     relay::Relay,
@@ -81,6 +85,24 @@ impl Inner {
         id: &ConnectionId,
         relay: Relay,
     ) -> Result<(), ServerError> {
+        self.tell_owner_and_note(id, relay, true).await
+    }
+
+    /// The same without a note, where the store itself knows what was done.
+    pub(super) async fn tell_owner_now(
+        self: &Arc<Self>,
+        id: &ConnectionId,
+        relay: Relay,
+    ) -> Result<(), ServerError> {
+        self.tell_owner_and_note(id, relay, false).await
+    }
+
+    async fn tell_owner_and_note(
+        self: &Arc<Self>,
+        id: &ConnectionId,
+        relay: Relay,
+        note: bool,
+    ) -> Result<(), ServerError> {
         let Some(owner) = self.elsewhere(id) else {
             return Ok(());
         };
@@ -92,7 +114,7 @@ impl Inner {
         if document.revision == 0 {
             let op = Op::KeepFor {
                 instance: owner.clone(),
-                message: relay.encode(),
+                message: note.then(|| relay.encode()),
             };
             if self.ask(op).await? == Reply::Flag(true) {
                 return Ok(());
@@ -101,19 +123,21 @@ impl Inner {
         self.tell(owner, relay).await
     }
 
-    /// Does what others left a note of while this instance was away.
-    pub(super) async fn do_what_was_kept(self: &Arc<Self>) -> Result<(), BackendError> {
-        let Reply::Kept(messages) = self.backend.execute(Op::Kept).await? else {
-            return Ok(());
-        };
-        for message in messages {
+    /// Does what others left a note of while this instance was away, before anything of it is stated again: whoever is to leave is out, and
+    /// what takes longer goes on by itself.
+    pub(super) fn do_what_was_kept(self: &Arc<Self>, kept: Vec<Bytes>) {
+        for message in kept {
+            let Some(relay) = Relay::decode(&message) else {
+                self.count_dropped();
+                continue;
+            };
+            let server = Arc::clone(self);
             let topic = Topic::Instance(self.instance_id.clone());
-            match Relay::decode(&message) {
-                Some(relay) => self.handle_relay(topic, relay).await,
-                None => self.count_dropped(),
+            let mut work: Task = Box::pin(async move { server.handle_relay(topic, relay).await });
+            if (&mut work).now_or_never().is_none() {
+                self.runtime.spawn(work);
             }
         }
-        Ok(())
     }
 
     /// Has another instance do something, and waits until it is done.

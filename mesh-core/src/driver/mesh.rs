@@ -360,7 +360,7 @@ impl MeshServer {
             let what = Membership::Room(room);
             let id = connection.clone();
             self.inner
-                .tell_owner(&id, Relay::Revoke { connection, what })
+                .tell_owner_now(&id, Relay::Revoke { connection, what })
                 .await?;
         }
         Ok(outcome == Outcome::Left(true))

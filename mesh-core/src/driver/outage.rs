@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_channel::oneshot;
 use futures_util::future::join_all;
 
@@ -16,7 +17,7 @@ use super::{
     server::{Completion, Inner, SHARDS, Shard},
 };
 use crate::{
-    backend::{BackendError, Name, Op, Reply},
+    backend::{BackendError, Name, Op},
     instance::{InstanceError, Outcome},
     protocol::{builtin::ChannelRef, encode, names},
     websocket::TextFrame,
@@ -65,11 +66,17 @@ impl Inner {
     }
 
     /// States again what this instance holds. Nobody waits for it but the backend's own cleaning up.
-    pub(super) fn handle_restored(self: &Arc<Self>, data_kept: Option<bool>, number: u64) {
+    pub(super) fn handle_restored(
+        self: &Arc<Self>,
+        data_kept: Option<bool>,
+        number: u64,
+        kept: Vec<Bytes>,
+    ) {
         self.reach.lost.store(false, Ordering::Release);
         *self.reach.restored_at() = Some(self.runtime.now());
         let restoration = self.reach.restorations.fetch_add(1, Ordering::AcqRel) + 1;
         tracing::info!(?data_kept, "the backend is back");
+        self.do_what_was_kept(kept);
         // Begun right here, so that the notices behind this one find the shards told.
         let stated = self.state(|shard, done| {
             shard.handle_restored(|channel| self.gap(channel), done);
@@ -134,7 +141,10 @@ impl Return {
             let outcome = match outcomes.into_iter().find_map(failure) {
                 Some(error) => Err(error),
                 None if self.is_over(&server) => return,
-                None => self.conclude(&server).await,
+                None => {
+                    let number = self.number;
+                    server.backend.execute(Op::Settle { number }).await
+                }
             };
             match outcome {
                 Ok(_) => {
@@ -157,13 +167,6 @@ impl Return {
             };
             stated = server.state(Shard::state_again);
         }
-    }
-
-    /// Everything is stated: what was left for this instance to do is done, and what was unknown is settled.
-    async fn conclude(&self, server: &Arc<Inner>) -> Result<Reply, BackendError> {
-        server.do_what_was_kept().await?;
-        let number = self.number;
-        server.backend.execute(Op::Settle { number }).await
     }
 
     /// Is there another return behind this one, or the next loss, or the end?

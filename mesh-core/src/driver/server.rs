@@ -426,9 +426,11 @@ impl Inner {
         let (topic, message) = match notice {
             Notice::Lost => return self.handle_lost(),
             Notice::Message { topic, message } => (topic, message),
-            Notice::Restored { data_kept, number } => {
-                return self.handle_restored(data_kept, number);
-            }
+            Notice::Restored {
+                data_kept,
+                number,
+                kept,
+            } => return self.handle_restored(data_kept, number, kept),
             Notice::MemberRemoved { room, connection } => {
                 return self.with_shard(&room, |shard| {
                     shard.handle_member_removed(&room, &connection);

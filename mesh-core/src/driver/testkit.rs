@@ -603,7 +603,7 @@ pub(super) struct Mood {
     pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names are refused, without effect.
     pub(super) refusing: Arc<Mutex<Vec<&'static str>>>,
-    /// What others kept for the instance.
+    /// What others keep for the instance until it is back.
     pub(super) kept: Arc<Mutex<Vec<Bytes>>>,
     /// The names of all operations so far.
     pub(super) asked: Arc<Mutex<Vec<String>>>,
@@ -628,7 +628,12 @@ impl Mood {
         self.lost.store(false, Ordering::Relaxed);
         let number = self.returns.fetch_add(1, Ordering::Relaxed);
         let data_kept = None;
-        self.tell(Notice::Restored { data_kept, number });
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap());
+        self.tell(Notice::Restored {
+            data_kept,
+            number,
+            kept,
+        });
     }
 
     pub(super) fn tell(&self, notice: Notice) {
@@ -676,10 +681,6 @@ impl Backend for Moody {
         if is(&self.mood.refusing) {
             let error = BackendError::Usage("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
-        }
-        if op == Op::Kept {
-            let kept = self.mood.kept.lock().unwrap().clone();
-            return Box::pin(std::future::ready(Ok(Reply::Kept(kept))));
         }
         let slow = is(&self.mood.slow).then(|| self.mood.gate.wait());
         let inner = Arc::clone(&self.inner);

@@ -42,8 +42,7 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         } => shared.history(&channel, limit, bytes_max).await,
         Op::IsInRoom { room, connection } => shared.is_in_room(&room, &connection).await,
         Op::JoinRoom { room, connection } => shared.join_room(room, connection).await,
-        Op::KeepFor { instance, message } => shared.keep_for(&instance, &message).await,
-        Op::Kept => shared.kept().await,
+        Op::KeepFor { instance, message } => shared.keep_for(&instance, message.as_ref()).await,
         Op::LeaveRoom { room, connection } => shared.leave_room(&room, &connection).await,
         Op::OpenConnection {
             connection,
@@ -93,7 +92,6 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
         Op::IsInRoom { room: name, .. } => ("is_in_room", room(name)),
         Op::JoinRoom { room: name, .. } => ("join_room", room(name)),
         Op::KeepFor { .. } => ("keep_for", None),
-        Op::Kept => ("kept", None),
         Op::LeaveRoom { room: name, .. } => ("leave_room", room(name)),
         Op::OpenConnection { connection: id, .. } => ("open_connection", connection(id)),
         Op::OpenInstance { .. } => ("open_instance", None),

@@ -1,8 +1,8 @@
 #!lua
--- Keeps a message for an instance that has no lease, until it comes back.
+-- Tells whether an instance has no lease, and keeps a message for it until it comes back.
 -- KEYS: leases, kept messages
--- ARGV: instance, message, how many are kept at most, seconds that they are
--- Reply: 1; 0 where it has a lease, and nothing is kept. Cost: O(instances).
+-- ARGV: instance, how many are kept at most, seconds that they are, the message, if there is one to keep
+-- Reply: 1; 0 where it has a lease, and nothing is kept; -1 where too many are. Cost: O(instances).
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.format('%.0f', now), '+inf')) do
@@ -10,7 +10,11 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. string.forma
     return 0
   end
 end
-redis.call('RPUSH', KEYS[2], ARGV[2])
-redis.call('LTRIM', KEYS[2], -ARGV[3], -1)
-redis.call('EXPIRE', KEYS[2], ARGV[4])
+if ARGV[4] then
+  if redis.call('LLEN', KEYS[2]) >= tonumber(ARGV[2]) then
+    return -1
+  end
+  redis.call('RPUSH', KEYS[2], ARGV[4])
+  redis.call('EXPIRE', KEYS[2], ARGV[3])
+end
 return 1

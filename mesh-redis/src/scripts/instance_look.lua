@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=no-writes
 -- Tells what speaks against joining the instances that run.
 -- KEYS: leases, format
 -- ARGV: the format that is wanted

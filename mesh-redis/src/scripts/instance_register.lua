@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Gives a new incarnation a lease, and takes the instance's earlier ones over for cleaning up.
--- KEYS: leases, dying, format, birth
+-- KEYS: leases, dying, format, birth, messages kept for the instance
 -- ARGV: instance, incarnation, length of a lease and of a claim in ms, format, earlier incarnations…
--- Reply: {'ok', the incarnation that found the key space empty}; {'format', the one that is there}; {'used'} where another
+-- Reply: {'ok', the incarnation that found the key space empty, kept…}; {'format', the one that is there}; {'used'} where another
 --   incarnation holds the instance's id. Cost: O(instances).
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -29,4 +29,8 @@ end
 redis.call('ZADD', KEYS[1], now + ARGV[3], ARGV[2] .. ' ' .. ARGV[1])
 redis.call('SET', KEYS[3], ARGV[5])
 redis.call('SET', KEYS[4], ARGV[2], 'NX')
-return { 'ok', redis.call('GET', KEYS[4]) }
+local reply = { 'ok', redis.call('GET', KEYS[4]) }
+for _, message in ipairs(redis.call('LRANGE', KEYS[5], 0, -1)) do
+  reply[#reply + 1] = message
+end
+return reply

@@ -234,7 +234,6 @@ impl Model {
                 Reply::Joined { new, generation }
             }
             Op::KeepFor { instance, .. } => Reply::Flag(!self.has(&Instance(instance))),
-            Op::Kept => Reply::Kept(Vec::new()),
             Op::LeaveRoom { room, connection } => {
                 let left = self.remove(&Member(room.clone(), connection.clone()));
                 if left {
@@ -504,9 +503,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => connection().prop_map(|connection| Op::ConnectionMetadata { connection }),
         1 => (name(), vec(connection(), 0..3))
             .prop_map(|(room, connections)| Op::ForgetMembers { room, connections }),
-        1 => (select(&INSTANCES[..]), message())
+        1 => (select(&INSTANCES[..]), option::of(message()))
             .prop_map(|(id, message)| Op::KeepFor { instance: id.into(), message }),
-        1 => Just(Op::Kept),
         1 => (name(), 0..4usize, 0..4usize)
             .prop_map(|(channel, limit, bytes_max)| Op::History { channel, limit, bytes_max }),
         1 => (name(), connection()).prop_map(|(room, connection)| Op::IsInRoom { room, connection }),

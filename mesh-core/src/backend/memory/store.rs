@@ -154,7 +154,6 @@ impl Store {
             ),
             // Who is gone from here does not come back.
             Op::KeepFor { instance, .. } => Reply::Flag(!self.instances.contains_key(&instance)),
-            Op::Kept => Reply::Kept(Vec::new()),
             Op::JoinRoom { room, connection } => self.join_room(instance, room, connection)?,
             Op::LeaveRoom { room, connection } => self.leave_room(instance, room, connection),
             Op::OpenConnection {
