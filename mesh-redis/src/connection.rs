@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use futures_channel::oneshot;
@@ -13,8 +16,8 @@ use futures_util::{
 #[cfg(feature = "cluster")]
 use redis::PushKind;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ErrorKind, PushInfo, RedisError, ServerErrorKind, Value,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, PushInfo, RedisError,
+    ServerErrorKind, Value, aio::MultiplexedConnection,
 };
 
 use crate::{
@@ -28,6 +31,10 @@ use crate::{
     scripts::{self, Script},
     shards::Watch,
 };
+
+/// How long a node may take to hear what is published in its cluster, before another one is tried.
+#[cfg(feature = "cluster")]
+const ECHO_TIME_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// How many commands wait for the connection's task before their senders do.
 const COMMANDS_WAITING: usize = 1_024;
@@ -167,8 +174,36 @@ impl Session {
         epoch: u64,
         push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
     ) -> Result<Self, ConnectError> {
-        // Another seed with each attempt.
-        let node = &config.nodes[epoch as usize % config.nodes.len()];
+        let seeds = config.nodes.len();
+        // Another one first with each attempt.
+        let first = epoch as usize % seeds;
+        let nodes = config.nodes[first..].iter().chain(&config.nodes[..first]);
+        for node in nodes.take(seeds - 1) {
+            let given_up = Arc::new(AtomicBool::new(false));
+            let (push, over) = (push.clone(), Arc::clone(&given_up));
+            let push = move |info| {
+                if !over.load(Ordering::Acquire) {
+                    push(info);
+                }
+            };
+            match Self::open_at(config, node, epoch, push).await {
+                Err(error) if error.is_passing() => {
+                    given_up.store(true, Ordering::Release);
+                    tracing::debug!(%error, "another node is tried");
+                }
+                result => return result,
+            }
+        }
+        let last = (first + seeds - 1) % seeds;
+        Self::open_at(config, &config.nodes[last], epoch, push).await
+    }
+
+    async fn open_at(
+        config: &Config,
+        node: &ConnectionInfo,
+        epoch: u64,
+        push: impl Fn(PushInfo) + Clone + Send + Sync + 'static,
+    ) -> Result<Self, ConnectError> {
         let refused = |error: RedisError| connect_error(config, &error);
         let client = Client::open(node.clone()).map_err(refused)?;
         let watch = Arc::new(Watch::default());
@@ -237,6 +272,20 @@ impl Session {
             spread.map_err(refused)?;
         }
         session.load_scripts().await.map_err(refused)?;
+        #[cfg(feature = "cluster")]
+        if config.cluster {
+            let is_heard = {
+                let ping = pin!(session.ping());
+                let late = pin!(crate::runtime::sleep(ECHO_TIME_MAX));
+                matches!(select(ping, late).await, Either::Left((Ok(()), _)))
+            };
+            if !is_heard {
+                return Err(ConnectError::Unreachable {
+                    address: config.address(),
+                    reason: "a node does not hear what is published in the cluster".to_owned(),
+                });
+            }
+        }
         Ok(session)
     }
 

@@ -91,6 +91,15 @@ impl Cluster {
         }
     }
 
+    /// Lets all nodes before this one forget it. It goes on as if it were one of them.
+    fn forget(&self, at: usize) {
+        let id = self.nodes[at].ask(&["CLUSTER", "MYID"]).unwrap();
+        for node in &self.nodes[..at] {
+            let done = node.ask(&["CLUSTER", "FORGET", &id]);
+            assert_eq!(done.as_deref(), Some("OK"));
+        }
+    }
+
     fn lasting_keys(&self) -> Vec<String> {
         self.nodes
             .iter()
@@ -202,22 +211,31 @@ fn what_is_to_keep_its_order_goes_by_one_node() {
             publish(Topic::Instance(format!("i{number}").as_str().into())).await;
         }
         publish(Topic::All).await;
-        let mut before = calls();
-        assert!(before.contains(&61), "all by one node: {before:?}");
+        // With what it says to itself.
+        let mut counts = calls();
+        counts.sort_unstable();
+        assert!(counts[..2] == [0, 0] && counts[2] >= 61, "{counts:?}");
         for number in 0..30 {
             let mut by = Vec::new();
             for history in [0, 3] {
-                let message = Bytes::from("hi");
-                let channel = format!("c{number}").as_str().into();
-                one.run(Op::PublishChannel {
-                    channel,
-                    message,
-                    history,
-                })
-                .await;
-                let after = calls();
-                by.push((0..3).find(|at| before[*at] < after[*at]).unwrap());
-                before = after;
+                // Once more where it said something to itself meanwhile.
+                let node = loop {
+                    let before = calls();
+                    let message = Bytes::from("hi");
+                    let channel = format!("c{number}").as_str().into();
+                    one.run(Op::PublishChannel {
+                        channel,
+                        message,
+                        history,
+                    })
+                    .await;
+                    let after = calls();
+                    let grown: Vec<_> = (0..3).filter(|at| before[*at] < after[*at]).collect();
+                    if let [node] = grown[..] {
+                        break node;
+                    }
+                };
+                by.push(node);
             }
             assert_eq!(by[0], by[1], "with and without a history");
         }
@@ -267,19 +285,16 @@ fn a_seed_that_the_cluster_forgot_is_given_up() {
     run(async {
         let mut cluster = Cluster::start();
         cluster.replicate();
+        cluster.forget(3);
         let forgotten = &cluster.nodes[3];
-        let id = forgotten.ask(&["CLUSTER", "MYID"]).unwrap();
-        for node in &cluster.nodes[..3] {
-            let done = node.ask(&["CLUSTER", "FORGET", &id]);
-            assert_eq!(done.as_deref(), Some("OK"));
-        }
-        // The last one is tried first. It answers, and hears nothing.
-        let builder = cluster.nodes[0].builder().cluster([forgotten.url()]);
+        // Two are tried first: one answers, and hears nothing, and one does not answer at all.
+        let nowhere = format!("redis://127.0.0.1:{}", cluster_port());
+        let seeds = [forgotten.url(), nowhere];
+        let builder = cluster.nodes[0].builder().cluster(seeds);
         let one = Instance::open(builder, "one").await;
         let two = Instance::open(cluster.builder(), "two").await;
         let topic = Topic::Room("r".into());
         one.subscribe(std::slice::from_ref(&topic)).await;
-        one.outage().await;
         let message = Bytes::from("hi");
         two.run(Op::Publish {
             topic: topic.clone(),
@@ -290,6 +305,24 @@ fn a_seed_that_the_cluster_forgot_is_given_up() {
         let quiet = std::time::Duration::from_secs(5);
         assert_eq!(one.notice_within(quiet).await, None);
         assert_eq!(two.notice_within(quiet).await, None);
+    });
+}
+
+#[test]
+fn a_node_that_the_cluster_forgets_in_use_is_given_up() {
+    run(async {
+        let mut cluster = Cluster::start();
+        cluster.replicate();
+        // The last one is tried first.
+        let seeds = [cluster.nodes[3].url()];
+        let one = Instance::open(cluster.nodes[0].builder().cluster(seeds), "one").await;
+        cluster.forget(3);
+        let began = std::time::Instant::now();
+        one.outage().await;
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(8), "{took:?}");
+        let quiet = std::time::Duration::from_secs(5);
+        assert_eq!(one.notice_within(quiet).await, None);
     });
 }
 
@@ -370,12 +403,11 @@ fn sharded_topics_stay_with_their_nodes() {
             sent.unwrap_or(0_u64)
         };
         is_heard(&one, &two, &topics).await;
-        assert_eq!((sent("spublish"), sent("publish")), (300, 0));
-        assert_eq!(
-            cluster.nodes.iter().map(bus).sum::<u64>(),
-            0,
-            "none by the bus"
-        );
+        assert_eq!(sent("spublish"), 300);
+        // None but what the instances say to themselves each second, which the others are told of.
+        let by_bus = cluster.nodes.iter().map(bus).sum::<u64>();
+        let echoes = sent("publish");
+        assert!(echoes < 50 && by_bus <= 2 * echoes, "{echoes}, {by_bus}");
         one.run(Op::Unsubscribe {
             topics: topics.clone(),
         })
