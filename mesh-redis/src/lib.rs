@@ -118,7 +118,7 @@
 //! # Order
 //!
 //! Operations take effect in the order in which they are first polled, and a topic's messages arrive in the order in
-//! which they took effect. The reply to a `PublishChannel` waits, for at most two seconds, until this instance has heard
+//! which they took effect. The reply to a `PublishChannel` waits, for a few seconds at most, until this instance has heard
 //! the message where it is subscribed: so a publisher's channel messages keep their place among its other events.
 //! A Redis that forgot a script is sent it once more, so that then, and only then, a message with a history may fall behind one without.
 //!
