@@ -13,7 +13,7 @@ use std::{
 use tracing::Instrument;
 
 use super::{
-    Call, Connection, Session, Socket, SocketError,
+    Call, Connection, ServerError, Session, Socket, SocketError,
     authenticate::Admission,
     connection::Shared,
     dispatch::{self, Incoming},
@@ -24,6 +24,7 @@ use super::{
     server::{Completion, Inner},
 };
 use crate::{
+    backend::BackendError,
     connection::{Action, Connection as Machine, FRAMES_KEPT, Received},
     protocol::{encode, names},
     websocket::{CloseCode, CloseFrame, TextFrame},
@@ -101,7 +102,11 @@ async fn open(server: &Arc<Inner>, admission: &Admission) -> Connection {
     let connection = Connection { shared };
     if let Err(error) = registered {
         tracing::warn!(%id, %error, "a connection could not be registered");
-        let reason = "the backend cannot be reached".to_owned();
+        let reason = match error {
+            ServerError::Backend(BackendError::Full(_)) => "the backend is full",
+            _ => "the backend cannot be reached",
+        };
+        let reason = reason.to_owned();
         connection.shared.close(
             CloseFrame {
                 code: CloseCode::TRY_AGAIN_LATER,
