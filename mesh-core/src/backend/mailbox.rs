@@ -10,7 +10,7 @@ use std::{
 
 use futures_core::Stream;
 
-use super::{BoxStream, Notice, Topic};
+use super::{BoxStream, Notice, RecordChange, RecordChangeKind, Topic};
 
 /// The most that waits for a server that does not read its notices, in bytes: 32 MiB, as Redis allows a
 /// subscriber (`client-output-buffer-limit pubsub`).
@@ -161,7 +161,7 @@ fn size(notice: &Notice) -> usize {
         Notice::Message { topic, message } => {
             let name = match topic {
                 Topic::All => 0,
-                Topic::Channel(name) | Topic::Room(name) => name.len(),
+                Topic::Channel(name) | Topic::Record(name) | Topic::Room(name) => name.len(),
                 Topic::Instance(instance) => instance.as_str().len(),
             };
             name + message.len()
@@ -170,9 +170,21 @@ fn size(notice: &Notice) -> usize {
             connection,
             document,
         } => connection.as_str().len() + document.json.as_ref().map_or(0, |json| json.len()),
+        Notice::RecordChanged {
+            record, changes, ..
+        } => record.len() + changes.iter().map(change_size).sum::<usize>(),
         Notice::RoomCleared { room, .. } => room.len(),
     };
     size_of::<Notice>() + more
+}
+
+/// What a change of a record counts for.
+fn change_size(change: &RecordChange) -> usize {
+    let text = match &change.kind {
+        RecordChangeKind::Deleted => 0,
+        RecordChangeKind::Full(text) | RecordChangeKind::Patch(text) => text.len(),
+    };
+    size_of::<RecordChange>() + text
 }
 
 #[cfg(test)]

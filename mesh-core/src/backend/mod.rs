@@ -16,7 +16,7 @@ pub use mailbox::{Mailbox, NOTICES_BYTES_MAX};
 pub use memory::{MemoryBackend, MemoryCluster, Store};
 pub use op::{
     BackendError, ConnectionId, Document, InstanceId, Json, MetadataChange, Name, Notice, Op,
-    Reply, Topic,
+    REPEAT_TIME_MAX, Record, RecordChange, RecordChangeKind, RecordUpdate, Reply, Topic, Version,
 };
 
 /// A boxed future, as object-safe traits need it.

@@ -1,10 +1,14 @@
 //! The vocabulary of a [`Backend`](super::Backend).
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
-/// The name of a room or channel: 1 to 512 bytes, checked where it comes in.
+/// The name of a room, channel or record: 1 to 512 bytes, checked where it comes in.
 pub type Name = Arc<str>;
 
 /// JSON text that is known to be valid.
@@ -100,6 +104,18 @@ pub enum Op {
     /// Removes all connections and subscriptions of this instance, and the instance. It is the last operation of a
     /// backend. → [`Reply::Done`]
     CloseInstance,
+    /// Takes a record's value away. The deletion is the next version; where nothing is stored there is none. Every subscriber of
+    /// [`Topic::Record`], this instance included, is told, as part of the operation, by [`Notice::RecordChanged`]. → [`Reply::Deleted`]
+    ///
+    /// As with [`PublishRecord`](Self::PublishRecord), repeating it with the same stamp answers what it answered.
+    DeleteRecord {
+        /// The record.
+        record: Name,
+        /// Random; it becomes the deletion's.
+        stamp: u64,
+        /// The time, for a store that has no clock.
+        now: Instant,
+    },
     /// A connection's metadata; where the connection is unknown there is none, of revision 0. → [`Reply::Document`]
     ConnectionMetadata {
         /// The connection.
@@ -159,6 +175,41 @@ pub enum Op {
         /// The connection.
         connection: ConnectionId,
     },
+    /// Makes consecutive versions of a record, one for each update and none skipped, if its version is still the one that the first of them
+    /// starts from. Every subscriber of [`Topic::Record`], this instance included, is told, as part of the operation, by
+    /// [`Notice::RecordChanged`]. → [`Reply::Published`], or [`Reply::Conflict`] and nothing changed
+    ///
+    /// Repeated with the same stamp of its first update, within [`REPEAT_TIME_MAX`], it answers what it answered: so one whose reply was
+    /// lost is sent again, and is one version all the same.
+    ///
+    /// What the updates are of each other is the caller's business: the store takes a patch for what turns one value into the next.
+    PublishRecord {
+        /// The record.
+        record: Name,
+        /// What the first update starts from.
+        base: Version,
+        /// In the order of their versions; none is a [`BackendError::Usage`].
+        updates: Vec<RecordUpdate>,
+        /// The time, for a store that has no clock.
+        now: Instant,
+    },
+    /// Forgets records that were deleted longer ago than this: their versions begin at 1 again. → [`Reply::Count`]
+    PurgeDeleted {
+        /// How long ago.
+        older_than: Duration,
+        /// The time, for a store that has no clock.
+        now: Instant,
+    },
+    /// A record as it is stored; one that is unknown has version 0. → [`Reply::Record`]
+    Record {
+        /// The record.
+        record: Name,
+    },
+    /// The versions of records, without their values. → [`Reply::RecordVersions`], in the order of the question
+    RecordVersions {
+        /// The records.
+        records: Vec<Name>,
+    },
     /// Registers a connection of this instance. One that is open stays as it is, so that the operation can be
     /// repeated when its outcome is unknown. → [`Reply::Done`]
     ///
@@ -178,7 +229,7 @@ pub enum Op {
     },
     /// Hands a message to every *other* instance that is subscribed to the topic. → [`Reply::Done`]
     Publish {
-        /// The topic; [`Topic::Channel`], whose messages are [`Op::PublishChannel`], is a [`BackendError::Usage`].
+        /// The topic; [`Topic::Channel`], whose messages are [`Op::PublishChannel`], and [`Topic::Record`] are a [`BackendError::Usage`].
         topic: Topic,
         /// The encoded message.
         message: Bytes,
@@ -274,6 +325,60 @@ pub struct Document {
     pub revision: u64,
 }
 
+/// A version of a record. Two of the same number and another stamp belong to different histories, as only a store that lost changes has
+/// them.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Version {
+    /// Counts the accepted updates and deletions; 0 for a record that never was.
+    pub number: u64,
+    /// Random, drawn by whoever made the version; 0 where the number is.
+    pub stamp: u64,
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Record {
+    /// The value, or none: it was never stored, or is deleted.
+    pub value: Option<Json>,
+    /// Its version; of one that is deleted, the deletion's.
+    pub version: Version,
+}
+
+/// An update that is to become a version of a record.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RecordUpdate {
+    /// Random; it becomes the version's.
+    pub stamp: u64,
+    /// The value.
+    pub value: Json,
+    /// What turns the version before it into this one, as RFC 6902 has it; `None` where that would not be shorter than the value.
+    pub patch: Option<Json>,
+}
+
+/// What a version made of the one before it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct RecordChange {
+    /// The version's stamp.
+    pub stamp: u64,
+    /// The change.
+    pub kind: RecordChangeKind,
+}
+
+/// What became of a record's value.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub enum RecordChangeKind {
+    /// It is deleted.
+    Deleted,
+    /// It is this one.
+    Full(Json),
+    /// It is what this patch (RFC 6902) makes of the one before.
+    Patch(Json),
+}
+
+/// How long a [`Op::PublishRecord`] or [`Op::DeleteRecord`] may be repeated.
+pub const REPEAT_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// What happens to a metadata document.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum MetadataChange {
@@ -305,10 +410,16 @@ pub enum Reply {
         /// The generation that began.
         generation: u64,
     },
+    /// A record has another version than the updates start from.
+    Conflict(Record),
     /// Connections, in any order.
     Connections(Vec<ConnectionId>),
     /// Connections with their metadata, in any order.
     ConnectionsMetadata(Vec<(ConnectionId, Option<Json>)>),
+    /// How many.
+    Count(u64),
+    /// The number of a deletion's version; `None` where nothing was stored.
+    Deleted(Option<u64>),
     /// A connection's metadata.
     Document(Document),
     /// Done, nothing to tell.
@@ -326,6 +437,15 @@ pub enum Reply {
     },
     /// A metadata document, or none.
     Metadata(Option<Json>),
+    /// The updates are accepted.
+    Published {
+        /// The number of the first one's version.
+        first: u64,
+    },
+    /// A record.
+    Record(Record),
+    /// Versions of records.
+    RecordVersions(Vec<Version>),
     /// What the store knew better than the instance that restored it.
     Restored {
         /// Metadata of a newer revision than was stated.
@@ -347,6 +467,8 @@ pub enum Topic {
     Channel(Name),
     /// One instance: what concerns one of its connections.
     Instance(InstanceId),
+    /// A record with subscribers here.
+    Record(Name),
     /// A room with members here.
     Room(Name),
 }
@@ -392,6 +514,15 @@ pub enum Notice {
         room: Name,
         /// The connection.
         connection: ConnectionId,
+    },
+    /// A record has new versions.
+    RecordChanged {
+        /// The record.
+        record: Name,
+        /// What the first of them starts from.
+        base: Version,
+        /// The versions behind it, in order.
+        changes: Vec<RecordChange>,
     },
     /// Another instance cleared a room.
     RoomCleared {

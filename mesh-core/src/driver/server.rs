@@ -444,6 +444,8 @@ impl Inner {
                     shard.handle_metadata_changed(&connection, document);
                 });
             }
+            // No record is listened to yet.
+            Notice::RecordChanged { .. } => return,
             Notice::RoomCleared { room, generation } => {
                 return self
                     .with_shard(&room, |shard| shard.handle_room_cleared(&room, generation));

@@ -3,6 +3,7 @@
 mod merge;
 #[cfg(test)]
 mod model;
+mod records;
 mod store;
 #[cfg(test)]
 mod tests;

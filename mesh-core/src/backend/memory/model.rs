@@ -256,7 +256,7 @@ impl Model {
                 Reply::Done
             }
             Op::Publish { topic, message } => {
-                if matches!(topic, Topic::Channel(_)) {
+                if matches!(topic, Topic::Channel(_) | Topic::Record(_)) {
                     return Err(usage(""));
                 }
                 self.publish(&topic, message, Some(me));
@@ -379,6 +379,11 @@ impl Model {
                 Reply::Done
             }
             Op::OpenInstance { .. } => unreachable!(),
+            Op::DeleteRecord { .. }
+            | Op::PublishRecord { .. }
+            | Op::PurgeDeleted { .. }
+            | Op::Record { .. }
+            | Op::RecordVersions { .. } => unreachable!("records have a model of their own"),
         })
     }
 }
@@ -441,6 +446,7 @@ fn topic() -> impl Strategy<Value = Topic> {
     prop_oneof![
         Just(Topic::All),
         name().prop_map(Topic::Channel),
+        name().prop_map(Topic::Record),
         name().prop_map(Topic::Room),
         select(&INSTANCES[..]).prop_map(|id| Topic::Instance(id.into())),
     ]

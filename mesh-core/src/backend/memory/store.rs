@@ -10,6 +10,7 @@ use super::{
         Reply, Topic,
     },
     merge::{is_null, merge, replace_except},
+    records::Records,
     usage,
 };
 use crate::protocol::Limits;
@@ -44,6 +45,7 @@ pub struct Store {
     subscribers: BTreeMap<Topic, BTreeSet<InstanceId>>,
     connections: BTreeMap<ConnectionId, Connection>,
     rooms: BTreeMap<Name, Room>,
+    records: Records,
     /// Newest first; no entry is empty.
     histories: BTreeMap<Name, VecDeque<Bytes>>,
     notices: VecDeque<(InstanceId, Notice)>,
@@ -87,6 +89,7 @@ impl Store {
             subscribers: BTreeMap::new(),
             connections: BTreeMap::new(),
             rooms: BTreeMap::new(),
+            records: Records::default(),
             histories: BTreeMap::new(),
             notices: VecDeque::new(),
             clearings: 0,
@@ -126,6 +129,10 @@ impl Store {
                 Reply::Done
             }
             Op::CloseInstance => self.close_instance(instance),
+            Op::DeleteRecord { record, stamp, now } => {
+                let deleted = self.records.delete(record, stamp, now);
+                self.tell_of_record(deleted)
+            }
             Op::ConnectionMetadata { connection } => Reply::Document(
                 self.connections
                     .get(&connection)
@@ -162,11 +169,11 @@ impl Store {
             } => self.open_connection(instance, connection, metadata)?,
             Op::OpenInstance { .. } => return Err(usage("handled above")),
             Op::Publish {
-                topic: Topic::Channel(_),
+                topic: Topic::Channel(_) | Topic::Record(_),
                 ..
             } => {
                 return Err(usage(
-                    "messages of channels are published by `PublishChannel`",
+                    "channels and records are published by operations of their own",
                 ));
             }
             Op::Publish { topic, message } => {
@@ -178,6 +185,26 @@ impl Store {
                 message,
                 history,
             } => self.publish_channel(channel, message, history),
+            Op::PublishRecord { updates, .. } if updates.is_empty() => {
+                return Err(usage("there is nothing to publish"));
+            }
+            Op::PublishRecord {
+                record,
+                base,
+                updates,
+                now,
+            } => {
+                let published = self.records.publish(record, base, updates, now);
+                self.tell_of_record(published)
+            }
+            Op::PurgeDeleted { older_than, now } => {
+                Reply::Count(self.records.purge(older_than, now))
+            }
+            Op::Record { record } => Reply::Record(self.records.record(&record)),
+            Op::RecordVersions { records } => {
+                let versions = records.iter().map(|record| self.records.version(record));
+                Reply::RecordVersions(versions.collect())
+            }
             Op::Restore {
                 connections,
                 members,
@@ -502,6 +529,15 @@ impl Store {
         }
         self.publish(None, &Topic::Channel(channel), message);
         Reply::Done
+    }
+
+    fn tell_of_record(&mut self, (reply, notice): (Reply, Option<Notice>)) -> Reply {
+        if let Some(notice) = notice
+            && let Notice::RecordChanged { record, .. } = &notice
+        {
+            self.tell(None, &Topic::Record(record.clone()), &notice);
+        }
+        reply
     }
 
     /// Tells who is subscribed. Costs one look-up where nobody is.

@@ -3,13 +3,17 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use futures_core::Stream as _;
 
 use super::{model::now, *};
-use crate::backend::{ConnectionId, Document, MetadataChange, Topic};
+use crate::backend::{
+    ConnectionId, Document, MetadataChange, Name, Record, RecordChange, RecordChangeKind,
+    RecordUpdate, Topic, Version,
+};
 
 type Stream = BoxStream<'static, Vec<Notice>>;
 
@@ -611,4 +615,88 @@ fn the_store_tells_in_the_order_of_publishing() {
         .map(|(to, _)| to)
         .collect();
     assert_eq!(told, [two, one]);
+}
+
+#[test]
+fn who_listens_to_a_record_hears_of_its_versions_whoever_makes_them() {
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary instant")]
+    let at = Instant::now();
+    let cluster = MemoryCluster::new();
+    let (one, two, three) = (
+        open(&cluster, "one"),
+        open(&cluster, "two"),
+        open(&cluster, "three"),
+    );
+    let mut notices = [&one, &two, &three].map(MemoryBackend::notices);
+    let record = || Name::from("r");
+    for backend in [&one, &two] {
+        subscribe(backend, Topic::Record(record()));
+    }
+    let update = |stamp, value: &str, patch: Option<&str>| RecordUpdate {
+        stamp,
+        value: value.into(),
+        patch: patch.map(Into::into),
+    };
+    let publish = |base, updates| Op::PublishRecord {
+        record: record(),
+        base,
+        updates,
+        now: at,
+    };
+    let nothing = Version::default();
+    let updates = vec![update(7, "{}", None), update(8, "{\"a\":1}", Some("[]"))];
+    let published = run(&one, publish(nothing, updates.clone()));
+    assert_eq!(published, Reply::Published { first: 1 });
+    let stored = Record {
+        value: Some("{\"a\":1}".into()),
+        version: Version {
+            number: 2,
+            stamp: 8,
+        },
+    };
+    let late = publish(nothing, vec![update(9, "1", None)]);
+    assert_eq!(run(&two, late), Reply::Conflict(stored.clone()));
+    let deletion = Op::DeleteRecord {
+        record: record(),
+        stamp: 10,
+        now: at,
+    };
+    assert_eq!(run(&two, deletion), Reply::Deleted(Some(3)));
+    // Its reply was lost, and it is asked for once more.
+    assert_eq!(run(&one, publish(nothing, updates)), published);
+    let deleted = Version {
+        number: 3,
+        stamp: 10,
+    };
+    let records = vec![record(), "unknown".into()];
+    let versions = run(&three, Op::RecordVersions { records });
+    assert_eq!(versions, Reply::RecordVersions(vec![deleted, nothing]));
+    let change = |stamp, kind| RecordChange { stamp, kind };
+    let told = [
+        Notice::RecordChanged {
+            record: record(),
+            base: nothing,
+            changes: vec![
+                change(7, RecordChangeKind::Full("{}".into())),
+                change(8, RecordChangeKind::Patch("[]".into())),
+            ],
+        },
+        Notice::RecordChanged {
+            record: record(),
+            base: stored.version,
+            changes: vec![change(10, RecordChangeKind::Deleted)],
+        },
+    ];
+    let heard = notices.each_mut().map(|notices| {
+        let mut cx = Context::from_waker(Waker::noop());
+        match notices.as_mut().poll_next(&mut cx) {
+            Poll::Ready(batch) => batch.unwrap_or_default(),
+            Poll::Pending => Vec::new(),
+        }
+    });
+    assert_eq!(heard, [told.to_vec(), told.to_vec(), vec![]]);
+    assert!(now(one.execute(publish(deleted, vec![]))).is_err());
+    let message = "hi".into();
+    let topic = Topic::Record(record());
+    assert!(now(one.execute(Op::Publish { topic, message })).is_err());
 }
