@@ -7,6 +7,8 @@
 //! …       the message, or the notice as text
 //!
 //! on a room's topic       cleared <generation>
+//! on a record's topic     versions <number> <stamp>, where they start, then for each \0<stamp> and a space,
+//!                         and d for a deletion, f<value> or p<patch>
 //! on an instance's topic  left <connection>\0<room>
 //!                         changed <connection>\0<revision> <document, or nothing>
 //! ```
@@ -15,7 +17,9 @@
 //! any Redis client published.
 
 use bytes::Bytes;
-use mesh_core::backend::{ConnectionId, Notice, Topic};
+use mesh_core::backend::{
+    ConnectionId, Name, Notice, RecordChange, RecordChangeKind, Topic, Version,
+};
 
 use crate::ops::document;
 
@@ -58,6 +62,9 @@ pub(crate) struct Opened {
     pub(crate) late: bool,
 }
 
+/// Nobody: what its publisher hears, too.
+pub(crate) const NOBODY: Sender = [0; 8];
+
 /// Reads what came on a topic; `None` for what is unknown.
 pub(crate) fn open(topic: Topic, sealed: &Bytes) -> Option<Opened> {
     let header = sealed.get(..HEADER)?;
@@ -84,6 +91,7 @@ fn notice(topic: Topic, text: &str) -> Option<Notice> {
             let generation = rest.parse().ok()?;
             Some(Notice::RoomCleared { room, generation })
         }
+        (Topic::Record(record), "versions") => versions(record, rest),
         (Topic::Instance(_), "left") => {
             let (connection, room) = rest.split_once('\0')?;
             Some(Notice::MemberRemoved {
@@ -100,6 +108,31 @@ fn notice(topic: Topic, text: &str) -> Option<Notice> {
         }
         _ => None,
     }
+}
+
+fn versions(record: Name, text: &str) -> Option<Notice> {
+    let mut parts = text.split('\0');
+    let (number, stamp) = parts.next()?.split_once(' ')?;
+    let base = Version {
+        number: number.parse().ok()?,
+        stamp: stamp.parse().ok()?,
+    };
+    let change = |part: &str| {
+        let (stamp, change) = part.split_once(' ')?;
+        let kind = match change.split_at_checked(1)? {
+            ("d", "") => RecordChangeKind::Deleted,
+            ("f", value) => RecordChangeKind::Full(value.into()),
+            ("p", patch) => RecordChangeKind::Patch(patch.into()),
+            _ => return None,
+        };
+        let stamp = stamp.parse().ok()?;
+        Some(RecordChange { stamp, kind })
+    };
+    Some(Notice::RecordChanged {
+        record,
+        base,
+        changes: parts.map(change).collect::<Option<_>>()?,
+    })
 }
 
 #[cfg(test)]
@@ -174,7 +207,36 @@ mod tests {
             let text = format!("changed i.1\0003 {text}");
             assert_eq!(told(&instance, &text), Some(changed));
         }
+        let record = Topic::Record("v".into());
+        let versions = Notice::RecordChanged {
+            record: "v".into(),
+            base: Version {
+                number: 2,
+                stamp: u64::MAX,
+            },
+            changes: vec![
+                RecordChange {
+                    stamp: 7,
+                    kind: RecordChangeKind::Full("\" f\"".into()),
+                },
+                RecordChange {
+                    stamp: 8,
+                    kind: RecordChangeKind::Patch("[]".into()),
+                },
+                RecordChange {
+                    stamp: 9,
+                    kind: RecordChangeKind::Deleted,
+                },
+            ],
+        };
+        let text = "versions 2 18446744073709551615\x007 f\" f\"\x008 p[]\x009 d";
+        assert_eq!(told(&record, text), Some(versions));
         for (topic, text) in [
+            (&record, "versions 2"),
+            (&record, "versions 2 3\x007"),
+            (&record, "versions 2 3\x007 x"),
+            (&record, "versions 2 3\x007 d1"),
+            (&room, "versions 2 3"),
             (&room, "left i.1\0r"),
             (&instance, "cleared 7"),
             (&room, "cleared x"),

@@ -153,6 +153,22 @@ impl Keys {
         self.at(Partition::of(room), &format!("l:{connection}\0{room}"))
     }
 
+    /// A record: its version's number `n` and stamp `s`, and its value `d`.
+    pub(crate) fn record(&self, record: &str) -> String {
+        self.at(Partition::of(record), &format!("v:{record}"))
+    }
+
+    /// What was answered to the updates or the deletion of a record that begin with this stamp.
+    pub(crate) fn answer(&self, record: &str, stamp: u64) -> String {
+        let at = Partition::of(record);
+        self.at(at, &format!("a:{stamp}:{record}"))
+    }
+
+    /// Records without a value, and when they were deleted.
+    pub(crate) fn deleted_records(&self, at: Partition) -> String {
+        self.at(at, "vd")
+    }
+
     pub(crate) fn tombstone(&self, at: Partition, incarnation: &Incarnation) -> String {
         self.at(at, &format!("t:{}", incarnation.as_str()))
     }
@@ -170,6 +186,7 @@ impl Keys {
                 self.at(Partition::of(instance.as_str()), &format!("n:{instance}"))
             }
             Topic::Instance(instance) => self.owner_topic(instance),
+            Topic::Record(record) => self.at(Partition::of(record), &format!("o:{record}")),
             Topic::Room(room) => self.at(Partition::of(room), &format!("r:{room}")),
             // `All`; and what a later core adds is refused before it comes here.
             _ => format!("{}all", self.prefix),

@@ -33,15 +33,18 @@
 //! | `{pN}:x:<room>` | string, 1 h | the generation that the last clearing began |
 //! | `{pN}:l:<connection>\0<room>` | string, 1 h | the membership was ended by an instance that is not the connection's |
 //! | `{pN}:d:<connection>` | string, 1 h | "revision document" that an instance that is not the connection's set |
+//! | `{pN}:v:<record>` | hash | `n`, `s`: number and stamp of its version; `d`: its value, unless it is deleted |
+//! | `{pN}:vd` | sorted set | deleted record → when, in ms by Redis' clock |
+//! | `{pN}:a:<stamp>:<record>` | string, 60 s | the first version that the updates beginning with this stamp made |
 //! | `{pN}:t:<incarnation>` | string, 120 s | tombstone: scripts that carry the incarnation are refused |
 //! | `history:<channel>` | list | the messages of a channel, newest first |
 //!
-//! After a clean end of all instances only histories and room metadata stay, and what ends by itself.
+//! After a clean end of all instances only histories, records and room metadata stay, and what ends by itself.
 //!
-//! Topics are Redis channels: `all`, `n:<instance>` and `{pN}:r:<room>` behind the prefix, whose messages are in an
+//! Topics are Redis channels: `all`, `n:<instance>`, `{pN}:r:<room>` and `{pN}:o:<record>` behind the prefix, whose messages are in an
 //! envelope of nine bytes (kind, sender); a channel of the application is the Redis channel of the same name, and
 //! its messages are bare. A channel whose name begins with the prefix is a usage error. With [sharded](Builder::sharded)
-//! topics an instance's is `{pN}:n:<instance>`; it and a room's are shard channels of Redis. `all` and channels stay
+//! topics an instance's is `{pN}:n:<instance>`; it, a room's and a record's are shard channels of Redis. `all` and channels stay
 //! classic, and so does `n:<instance>` for what scripts tell.
 //!
 //! What one instance does to the state of another, to clear a room, to remove a member, to set metadata, the script itself
@@ -77,6 +80,11 @@
 //! | `Publish` | | 1 `PUBLISH`, or 1 `SPUBLISH` | the instances that listen |
 //! | `PublishChannel` | `history:` where it keeps one | 1 `PUBLISH`, or 1 script of `LPUSH`, `LTRIM`, `PUBLISH` | the instances that listen |
 //! | `History` | `history:` | 1 script of `LRANGE`, 32 messages each | O(limit), and no more than may be told |
+//! | `PublishRecord` | `v`, `a`, `vd` | 1 script with `PUBLISH` or `SPUBLISH` | the updates, and the instances that listen |
+//! | `DeleteRecord` | `v`, `a`, `vd` | 1 script with `PUBLISH` or `SPUBLISH` | the instances that listen |
+//! | `Record` | `v` | 1 `HMGET` | |
+//! | `RecordVersions` | `v` | 1 script for up to 512 of a partition, 16 at a time | O(records) |
+//! | `PurgeDeleted` | `vd`, `v` | 128 scripts, 16 at a time, and 1 for up to 512 of a partition | O(found) |
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |

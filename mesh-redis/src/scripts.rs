@@ -122,6 +122,11 @@ scripts! {
     MEMBERS_REAP = "members_reap", [ROOMS];
     MEMBERS_REMOVE = "members_remove", [FENCE, ROOMS];
     MEMBERS_RESTORE = "members_restore", [FENCE, ROOMS];
+    RECORD_DELETE = "record_delete", [];
+    RECORD_PUBLISH = "record_publish", [];
+    RECORD_VERSIONS = "record_versions", [];
+    RECORDS_DELETED = "records_deleted", [];
+    RECORDS_PURGE = "records_purge", [];
     ROOM_CHANGE = "room_change", [FENCE, JSON, ROOMS];
     ROOM_CLEAR = "room_clear", [FENCE, ROOMS];
     ROOM_JOIN = "room_join", [FENCE, ROOMS];

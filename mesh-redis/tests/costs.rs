@@ -4,9 +4,9 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
-use mesh_core::backend::{Document, MetadataChange, Op, Reply, Topic};
+use mesh_core::backend::{Document, MetadataChange, Op, RecordUpdate, Reply, Topic, Version};
 use support::{Instance, RedisServer, run};
 
 /// The commands that `op` costs, scripts' own ones included; without pings and heartbeats.
@@ -100,6 +100,22 @@ async fn costs(members: u32) -> Vec<BTreeMap<String, u64>> {
             connections: vec![("a.1".into(), Document::default())],
             members: vec![("r".into(), "a.1".into(), 0)],
         },
+        Op::PublishRecord {
+            record: "v".into(),
+            base: Version::default(),
+            updates: vec![RecordUpdate {
+                stamp: 1,
+                value: "1".into(),
+                patch: None,
+            }],
+            now: Instant::now(),
+        },
+        Op::Record { record: "v".into() },
+        Op::DeleteRecord {
+            record: "v".into(),
+            stamp: 2,
+            now: Instant::now(),
+        },
         Op::Subscribe {
             topics: (0..512)
                 .map(|number| Topic::Room(format!("s{number}").as_str().into()))
@@ -149,8 +165,12 @@ fn costs_do_not_grow_with_members() {
         }
         // restore: the connection's partition, and the room's; subscribe
         assert_eq!(few[15]["evalsha"], 2);
-        assert_eq!(few[16], BTreeMap::from([("subscribe".to_owned(), 1)]));
-        for foreign in &few[17..] {
+        for record in [&few[16], &few[18]] {
+            assert_eq!((record["evalsha"], record["publish"]), (1, 1));
+        }
+        assert_eq!(few[17], BTreeMap::from([("hmget".to_owned(), 1)]));
+        assert_eq!(few[19], BTreeMap::from([("subscribe".to_owned(), 1)]));
+        for foreign in &few[20..] {
             assert_eq!((foreign["evalsha"], foreign["publish"]), (1, 1));
         }
         assert!(few.iter().all(|cost| !cost.contains_key("keys")

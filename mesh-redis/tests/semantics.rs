@@ -4,11 +4,15 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use mesh_core::backend::{
     BackendError, ConnectionId, Document, InstanceId, Json, MetadataChange, Name, Notice, Op,
-    Reply, Store, Topic,
+    RecordUpdate, Reply, Store, Topic, Version,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 use serde_json::Value;
@@ -31,11 +35,39 @@ fn connection() -> impl Strategy<Value = ConnectionId> {
         .prop_map(|(instance, number)| format!("{instance}.{number}").as_str().into())
 }
 
+fn record() -> impl Strategy<Value = Name> {
+    select(vec!["v", "v\0 w", "{x}"]).prop_map(Name::from)
+}
+
+/// An arbitrary instant: no repetition is too late here.
+fn at() -> Instant {
+    static AT: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *AT
+}
+
+/// What the updates start from is the record's version when they are published.
+fn publish_record(record: Name, updates: Vec<(u64, Json, Option<Json>)>) -> Op {
+    let updates = updates
+        .into_iter()
+        .map(|(stamp, value, patch)| RecordUpdate {
+            stamp,
+            value,
+            patch,
+        });
+    Op::PublishRecord {
+        record,
+        base: Version::default(),
+        updates: updates.collect(),
+        now: at(),
+    }
+}
+
 fn topic() -> impl Strategy<Value = Topic> {
     prop_oneof![
         Just(Topic::All),
         channel().prop_map(Topic::Channel),
         select(&INSTANCES[..]).prop_map(|id| Topic::Instance(id.into())),
+        record().prop_map(Topic::Record),
         room().prop_map(Topic::Room),
     ]
 }
@@ -125,6 +157,12 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (topic(), vec(any::<u8>(), 0..9)).prop_map(|(topic, message)| Op::Publish { topic, message: message.into() }),
         3 => (channel(), vec(any::<u8>(), 0..9), 0..4_usize)
             .prop_map(|(channel, message, history)| Op::PublishChannel { channel, message: message.into(), history }),
+        2 => (record(), any::<u64>())
+            .prop_map(|(record, stamp)| Op::DeleteRecord { record, stamp, now: at() }),
+        3 => record().prop_map(|record| Op::Record { record }),
+        2 => vec(record(), 0..4).prop_map(|records| Op::RecordVersions { records }),
+        8 => (record(), vec((any::<u64>(), json(), proptest::option::of(json())), 0..3))
+            .prop_map(|(record, updates)| publish_record(record, updates)),
         2 => room().prop_map(|room| Op::RoomMembers { room }),
         1 => room().prop_map(|room| Op::RoomMembersMetadata { room }),
         1 => room().prop_map(|room| Op::RoomMetadata { room }),
@@ -243,8 +281,27 @@ async fn compare(server: &RedisServer, ops: Vec<(usize, Op)>) -> Result<(), Test
             .unwrap();
     }
     let mut generations = BTreeMap::<Name, Generations>::new();
-    for (index, op) in ops {
+    let mut published: Option<Op> = None;
+    for (number, (index, mut op)) in ops.into_iter().enumerate() {
         let instance = &instances[index];
+        if let Op::PublishRecord { record, base, .. } = &mut op {
+            // Now and then an old one, or one that was there before.
+            let question = Op::Record {
+                record: record.clone(),
+            };
+            if let (Ok(Reply::Record(stored)), true) =
+                (store.apply(&instance.id.into(), question), number % 7 != 0)
+            {
+                *base = stored.version;
+                // The same number of another history.
+                base.stamp ^= u64::from(number % 11 == 0);
+            }
+            if let (Some(earlier), true) = (&published, number % 5 == 0) {
+                op = earlier.clone();
+            } else {
+                published = Some(op.clone());
+            }
+        }
         let expected = store.apply(&instance.id.into(), op.clone());
         let found = instance.try_run(op.clone()).await;
         match (&op, &found) {
@@ -298,6 +355,22 @@ async fn compare(server: &RedisServer, ops: Vec<(usize, Op)>) -> Result<(), Test
             })
             .await;
     }
+    // Records outlive instances.
+    for record in ["v", "v\0 w", "{x}"] {
+        instances[0]
+            .run(Op::DeleteRecord {
+                record: record.into(),
+                stamp: 1,
+                now: at(),
+            })
+            .await;
+    }
+    let purge = Op::PurgeDeleted {
+        older_than: Duration::ZERO,
+        now: at(),
+    };
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    instances[0].run(purge).await;
     // Rooms outlive instances only by their metadata.
     for room in ROOMS {
         let change = MetadataChange::Replace("null".into());

@@ -62,7 +62,11 @@ impl Shared {
             Topic::Channel(name) if self.keys.is_reserved(name) => Err(usage(
                 "the names of channels do not begin with the prefix of mesh's own",
             )),
-            Topic::All | Topic::Channel(_) | Topic::Instance(_) | Topic::Room(_) => Ok(()),
+            Topic::All
+            | Topic::Channel(_)
+            | Topic::Instance(_)
+            | Topic::Record(_)
+            | Topic::Room(_) => Ok(()),
             _ => Err(usage("this version of mesh-redis does not know the topic")),
         }
     }
@@ -131,9 +135,9 @@ impl Shared {
         message: &Bytes,
     ) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
-        if matches!(topic, Topic::Channel(_)) {
+        if matches!(topic, Topic::Channel(_) | Topic::Record(_)) {
             return Err(usage(
-                "messages of channels are published by `PublishChannel`",
+                "channels and records are published by operations of their own",
             ));
         }
         self.check(topic)?;

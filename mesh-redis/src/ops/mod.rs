@@ -3,6 +3,7 @@
 mod connections;
 mod messages;
 mod pages;
+mod records;
 mod restore;
 mod rooms;
 
@@ -35,6 +36,7 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
         Op::ConnectionMetadata { connection } => shared.connection_metadata(&connection).await,
         Op::Connections => shared.connections().await,
         Op::ForgetMembers { room, connections } => shared.forget_members(&room, &connections).await,
+        Op::DeleteRecord { record, stamp, .. } => shared.delete_record(&record, stamp).await,
         Op::History {
             channel,
             limit,
@@ -55,6 +57,15 @@ pub(crate) async fn execute(shared: &Arc<Shared>, op: Op) -> Result<Reply, Backe
             message,
             history,
         } => shared.publish_channel(&channel, message, history).await,
+        Op::PublishRecord {
+            record,
+            base,
+            updates,
+            ..
+        } => shared.publish_record(&record, base, &updates).await,
+        Op::PurgeDeleted { older_than, .. } => shared.purge_deleted(older_than).await,
+        Op::Record { record } => shared.record(&record).await,
+        Op::RecordVersions { records } => shared.record_versions(&records).await,
         Op::Restore {
             connections,
             members,
@@ -88,6 +99,7 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
         Op::ConnectionMetadata { connection: id } => ("connection_metadata", connection(id)),
         Op::Connections => ("connections", None),
         Op::ForgetMembers { room: name, .. } => ("forget_members", room(name)),
+        Op::DeleteRecord { record, .. } => ("delete_record", room(record)),
         Op::History { .. } => ("history", None),
         Op::IsInRoom { room: name, .. } => ("is_in_room", room(name)),
         Op::JoinRoom { room: name, .. } => ("join_room", room(name)),
@@ -101,6 +113,10 @@ pub(crate) fn describe(op: &Op) -> (&'static str, Option<u16>) {
         } => ("publish", room(name)),
         Op::Publish { .. } => ("publish", None),
         Op::PublishChannel { .. } => ("publish_channel", None),
+        Op::PublishRecord { record, .. } => ("publish_record", room(record)),
+        Op::PurgeDeleted { .. } => ("purge_deleted", None),
+        Op::Record { record } => ("record", room(record)),
+        Op::RecordVersions { .. } => ("record_versions", None),
         Op::Restore { .. } => ("restore", None),
         Op::RoomMembers { room: name } => ("room_members", room(name)),
         Op::RoomMembersMetadata { room: name } => ("room_members_metadata", room(name)),
