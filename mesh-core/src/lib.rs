@@ -11,6 +11,7 @@
 //! | [`connection`] | the machine of one peer |
 //! | [`instance`] | the machine of one process: who is in which room and channel |
 //! | [`backend`] | shared state: the operations as data, the trait, the memory backend |
+//! | [`record`] | values of records: checking, comparing, differences as patches |
 //! | [`relay`] | what instances tell each other |
 //! | `driver` | the server itself, with the feature of that name |
 //!
@@ -48,5 +49,6 @@ pub mod connection;
 pub mod driver;
 pub mod instance;
 pub mod protocol;
+pub mod record;
 pub mod relay;
 pub mod websocket;

@@ -7,7 +7,7 @@ use std::{borrow::Cow, str::Chars};
 
 /// Why a text is refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// The byte at this offset does not fit the grammar; the text's length where it ends too early.
     Syntax { at: usize },
     /// Arrays and objects nest deeper than this.
@@ -16,54 +16,59 @@ pub(super) enum Fault {
 
 /// A cursor over JSON text.
 #[derive(Debug)]
-pub(super) struct Scanner<'a> {
+pub(crate) struct Scanner<'a> {
     text: &'a str,
     at: usize,
 }
 
 /// A string as it stands between its quotes, its escapes checked and not yet resolved.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct JsonStr<'a> {
+pub(crate) struct JsonStr<'a> {
     raw: &'a str,
     escaped: bool,
 }
 
 /// A `\u` escape of one half of a surrogate pair: valid JSON, and yet no text.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct LoneSurrogate;
+pub(crate) struct LoneSurrogate;
 
 impl<'a> Scanner<'a> {
-    pub(super) const fn new(text: &'a str) -> Self {
+    pub(crate) const fn new(text: &'a str) -> Self {
         Self { text, at: 0 }
     }
 
+    /// A cursor that begins at the byte `at`, next to an ASCII character of the text's structure.
+    pub(crate) const fn new_at(text: &'a str, at: usize) -> Self {
+        Self { text, at }
+    }
+
     /// The offset of the next byte.
-    pub(super) const fn at(&self) -> usize {
+    pub(crate) const fn at(&self) -> usize {
         self.at
     }
 
-    pub(super) fn peek(&self) -> Option<u8> {
+    pub(crate) fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    pub(super) const fn unexpected(&self) -> Fault {
+    pub(crate) const fn unexpected(&self) -> Fault {
         Fault::Syntax { at: self.at }
     }
 
-    pub(super) fn whitespace(&mut self) {
+    pub(crate) fn whitespace(&mut self) {
         while let Some(b' ' | b'\n' | b'\t' | b'\r') = self.peek() {
             self.at += 1;
         }
     }
 
     /// Takes `byte` if it comes next.
-    pub(super) fn take(&mut self, byte: u8) -> bool {
+    pub(crate) fn take(&mut self, byte: u8) -> bool {
         let taken = self.peek() == Some(byte);
         self.at += usize::from(taken);
         taken
     }
 
-    pub(super) fn expect(&mut self, byte: u8) -> Result<(), Fault> {
+    pub(crate) fn expect(&mut self, byte: u8) -> Result<(), Fault> {
         if self.take(byte) {
             Ok(())
         } else {
@@ -72,7 +77,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Checks that nothing but whitespace is left.
-    pub(super) fn end(&mut self) -> Result<(), Fault> {
+    pub(crate) fn end(&mut self) -> Result<(), Fault> {
         self.whitespace();
         match self.peek() {
             None => Ok(()),
@@ -81,7 +86,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Takes a key with its colon and the whitespace around that.
-    pub(super) fn key(&mut self) -> Result<JsonStr<'a>, Fault> {
+    pub(crate) fn key(&mut self) -> Result<JsonStr<'a>, Fault> {
         let key = self.string()?;
         self.whitespace();
         self.expect(b':')?;
@@ -91,7 +96,7 @@ impl<'a> Scanner<'a> {
 
     /// Takes a string, from its opening quote on.
     #[inline]
-    pub(super) fn string(&mut self) -> Result<JsonStr<'a>, Fault> {
+    pub(crate) fn string(&mut self) -> Result<JsonStr<'a>, Fault> {
         self.expect(b'"')?;
         let start = self.at;
         let mut escaped = false;
@@ -115,7 +120,7 @@ impl<'a> Scanner<'a> {
     /// Takes one value of any kind, first byte to last, and tells its text. `level` arrays and objects are open around it;
     /// with its own they may be `max`.
     #[inline]
-    pub(super) fn value(&mut self, level: usize, max: usize) -> Result<&'a str, Fault> {
+    pub(crate) fn value(&mut self, level: usize, max: usize) -> Result<&'a str, Fault> {
         let start = self.at;
         match self.peek() {
             Some(b'{' | b'[') => self.container(level, max)?,
@@ -240,7 +245,7 @@ impl<'a> Scanner<'a> {
 
 impl<'a> JsonStr<'a> {
     /// The text that the string stands for.
-    pub(super) fn text(self) -> Result<Cow<'a, str>, LoneSurrogate> {
+    pub(crate) fn text(self) -> Result<Cow<'a, str>, LoneSurrogate> {
         if self.escaped {
             self.chars().collect::<Result<_, _>>().map(Cow::Owned)
         } else {
@@ -249,7 +254,7 @@ impl<'a> JsonStr<'a> {
     }
 
     /// The text that the string stands for, with U+FFFD for what is none.
-    pub(super) fn text_lossy(self) -> Cow<'a, str> {
+    pub(crate) fn text_lossy(self) -> Cow<'a, str> {
         if self.escaped {
             let chars = self.chars();
             Cow::Owned(
@@ -262,8 +267,22 @@ impl<'a> JsonStr<'a> {
         }
     }
 
+    /// Does the string stand for text at all?
+    pub(crate) fn is_text(self) -> bool {
+        !self.escaped || self.chars().all(|char| char.is_ok())
+    }
+
+    /// Do both strings stand for the same?
+    pub(crate) fn equals(self, other: JsonStr<'_>) -> bool {
+        if self.escaped || other.escaped {
+            self.chars().eq(other.chars())
+        } else {
+            self.raw == other.raw
+        }
+    }
+
     /// Does the string stand for `text`?
-    pub(super) fn is(self, text: &str) -> bool {
+    pub(crate) fn is(self, text: &str) -> bool {
         if self.escaped {
             self.chars().eq(text.chars().map(Ok))
         } else {
@@ -363,13 +382,14 @@ impl Levels {
     }
 }
 
-const fn closing(object: bool) -> u8 {
+/// The bracket that ends an object, or an array.
+pub(crate) const fn closing(object: bool) -> u8 {
     if object { b'}' } else { b']' }
 }
 
 /// How many bytes stand before the first quote, backslash or control character: what goes into JSON, and comes out, as it is.
 #[inline]
-pub(super) fn plain_len(bytes: &[u8]) -> usize {
+pub(crate) fn plain_len(bytes: &[u8]) -> usize {
     // Most strings are short, so that the first word decides.
     match bytes.first_chunk().copied().and_then(first_special) {
         Some(offset) => offset,

@@ -8,7 +8,7 @@ mod frame;
 #[cfg(feature = "__fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
-mod json;
+pub(crate) mod json;
 mod limits;
 #[cfg(any(test, feature = "__fuzzing"))]
 mod model;
