@@ -171,7 +171,13 @@ impl World {
     fn receive(&mut self, text: &str) -> Result<Option<(CommandToken, bool)>, TestCaseError> {
         let frame = self.config.read(Message::Text(text));
         let is_open = self.phase == Phase::Open;
-        match self.machine.handle_frame(frame, self.now) {
+        let before = self.machine.queued_bytes();
+        let received = self.machine.handle_frame(frame, self.now);
+        // What refuses it is an event as any other.
+        if let Some(len @ 1..) = self.machine.queued_bytes().checked_sub(before) {
+            self.admit(before, len);
+        }
+        match received {
             Received::Command(command) => {
                 prop_assert!(is_open, "a command after the end");
                 Ok(Some((command.token, command.start)))
@@ -330,6 +336,14 @@ impl World {
     }
 
     /// What the queue takes in over its limit makes room for others.
+    /// An event was let in.
+    fn admit(&mut self, before: usize, len: usize) {
+        if before <= QUEUE_MAX / 4 {
+            self.grown = 0;
+        }
+        self.grow(before, len);
+    }
+
     fn grow(&mut self, before: usize, len: usize) {
         if before + len > QUEUE_MAX {
             self.grown = self.grown.max(len);
