@@ -70,6 +70,15 @@ impl Drop for Confirming<'_> {
     }
 }
 
+/// What is done about an instance that counts as dead, and may come back.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum IfAway {
+    /// It finds a note then.
+    LeaveNote,
+    /// Nothing: it learns from the store what was done.
+    TrustStore,
+}
+
 impl Inner {
     /// Another instance that may hold this connection.
     pub(super) fn elsewhere(&self, id: &ConnectionId) -> Option<InstanceId> {
@@ -79,29 +88,12 @@ impl Inner {
     /// Has the instance of a connection do something, and waits until it is done. Nothing happens for a connection that does not exist.
     ///
     /// One that the store knows nothing of may live on all the same: on an instance that has yet to state it, or that was cut off for so long
-    /// that it counts as dead. The latter is left a note, which it finds when it comes back.
+    /// that it counts as dead.
     pub(super) async fn tell_owner(
         self: &Arc<Self>,
         id: &ConnectionId,
         relay: Relay,
-    ) -> Result<(), ServerError> {
-        self.tell_owner_and_note(id, relay, true).await
-    }
-
-    /// The same without a note, where the store itself knows what was done.
-    pub(super) async fn tell_owner_now(
-        self: &Arc<Self>,
-        id: &ConnectionId,
-        relay: Relay,
-    ) -> Result<(), ServerError> {
-        self.tell_owner_and_note(id, relay, false).await
-    }
-
-    async fn tell_owner_and_note(
-        self: &Arc<Self>,
-        id: &ConnectionId,
-        relay: Relay,
-        note: bool,
+        if_away: IfAway,
     ) -> Result<(), ServerError> {
         let Some(owner) = self.elsewhere(id) else {
             return Ok(());
@@ -114,7 +106,7 @@ impl Inner {
         if document.revision == 0 {
             let op = Op::KeepFor {
                 instance: owner.clone(),
-                message: note.then(|| relay.encode()),
+                message: (if_away == IfAway::LeaveNote).then(|| relay.encode()),
             };
             if self.ask(op).await? == Reply::Flag(true) {
                 return Ok(());

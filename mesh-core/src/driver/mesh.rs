@@ -10,6 +10,7 @@ use std::{
 use super::{
     ConnectionRef, Connections, Context, Expose, Handler, Interceptor, IntoPayload,
     MeshServerBuilder, Pattern, Registration, Rooms, ServerError,
+    confirm::IfAway,
     connection::Shared,
     handler::Middleware,
     registry::Kind,
@@ -360,7 +361,7 @@ impl MeshServer {
             let what = Membership::Room(room);
             let id = connection.clone();
             self.inner
-                .tell_owner_now(&id, Relay::Revoke { connection, what })
+                .tell_owner(&id, Relay::Revoke { connection, what }, IfAway::TrustStore)
                 .await?;
         }
         Ok(outcome == Outcome::Left(true))
@@ -379,7 +380,11 @@ impl MeshServer {
             return self.inner.leave_all_rooms(&connection).await;
         }
         self.inner
-            .tell_owner(&connection.clone(), Relay::LeaveAllRooms { connection })
+            .tell_owner(
+                &connection.clone(),
+                Relay::LeaveAllRooms { connection },
+                IfAway::LeaveNote,
+            )
             .await
     }
 
@@ -488,7 +493,11 @@ impl MeshServer {
             return Ok(());
         }
         self.inner
-            .tell_owner(&connection.clone(), Relay::Disconnect { connection, frame })
+            .tell_owner(
+                &connection.clone(),
+                Relay::Disconnect { connection, frame },
+                IfAway::LeaveNote,
+            )
             .await
     }
 
@@ -506,7 +515,11 @@ impl MeshServer {
             return Ok(());
         }
         self.inner
-            .tell_owner(&connection.clone(), Relay::Revoke { connection, what })
+            .tell_owner(
+                &connection.clone(),
+                Relay::Revoke { connection, what },
+                IfAway::LeaveNote,
+            )
             .await
     }
 
@@ -522,7 +535,11 @@ impl MeshServer {
             return Ok(());
         }
         self.inner
-            .tell_owner(&connection.clone(), Relay::RecheckGuards { connection })
+            .tell_owner(
+                &connection.clone(),
+                Relay::RecheckGuards { connection },
+                IfAway::LeaveNote,
+            )
             .await
     }
 

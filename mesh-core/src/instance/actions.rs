@@ -84,7 +84,7 @@ pub enum LeaveReason {
 pub enum Outcome {
     /// A room is empty, everywhere.
     Cleared {
-        /// The generation that began, for the other instances with members there.
+        /// The generation that began.
         generation: u64,
     },
     /// A connection is closed: it is in no room and no list.
