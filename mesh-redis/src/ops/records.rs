@@ -83,10 +83,9 @@ impl Shared {
         updates: &[RecordUpdate],
     ) -> Result<Reply, BackendError> {
         let open = self.open_instance()?;
-        let [first, ..] = updates else {
+        let (Some(first), Some((last, before))) = (updates.first(), updates.split_last()) else {
             return Err(usage("there is nothing to publish"));
         };
-        let (last, before) = updates.split_last().unwrap_or((first, &[]));
         let topic = self.keys.topic(&Topic::Record(record.clone()));
         let (number, stamp) = (base.number.to_string(), base.stamp.to_string());
         let head = envelope::notice_head(&envelope::NOBODY, false);
