@@ -372,17 +372,21 @@ fn topics() -> Vec<Topic> {
     rooms.chain(instances).collect()
 }
 
+/// Two instances with sharded topics, which have taken these.
+async fn listening(cluster: &Cluster, topics: &[Topic]) -> (Instance, Instance) {
+    let one = Instance::open(cluster.sharded(), "one").await;
+    let two = Instance::open(cluster.sharded(), "two").await;
+    one.subscribe(topics).await;
+    two.subscribe(topics).await;
+    (one, two)
+}
+
 #[test]
 fn sharded_topics_stay_with_their_nodes() {
     run(async {
         let cluster = Cluster::start();
-        let (one, two) = (
-            Instance::open(cluster.sharded(), "one").await,
-            Instance::open(cluster.sharded(), "two").await,
-        );
         let topics = topics();
-        one.subscribe(&topics).await;
-        two.subscribe(&topics).await;
+        let (one, two) = listening(&cluster, &topics).await;
         let channels = cluster.shard_channels();
         assert_eq!(channels.iter().map(Vec::len).sum::<usize>(), topics.len());
         for (node, channels) in cluster.nodes.iter().zip(&channels) {
@@ -426,13 +430,8 @@ fn sharded_topics_stay_with_their_nodes() {
 fn sharded_topics_outlive_a_node() {
     run(async {
         let cluster = Cluster::start();
-        let (one, two) = (
-            Instance::open(cluster.sharded(), "one").await,
-            Instance::open(cluster.sharded(), "two").await,
-        );
         let topics = topics();
-        one.subscribe(&topics).await;
-        two.subscribe(&topics).await;
+        let (one, two) = listening(&cluster, &topics).await;
         for node in [2, 0] {
             cluster.nodes[node].kill();
             assert_eq!(one.notice().await, Notice::Lost);
@@ -505,13 +504,8 @@ fn sharded_topics_follow_a_replica_that_takes_over() {
     run(async {
         let mut cluster = Cluster::start();
         cluster.replicate();
-        let (one, two) = (
-            Instance::open(cluster.sharded(), "one").await,
-            Instance::open(cluster.sharded(), "two").await,
-        );
         let topics = topics();
-        one.subscribe(&topics).await;
-        two.subscribe(&topics).await;
+        let (one, two) = listening(&cluster, &topics).await;
         for number in 0..30 {
             let id = format!("one.{number}");
             one.connect(&id).await;
