@@ -1,7 +1,7 @@
 //! The shapes of the built-in commands and events (`protocol.md`, sections 4 and 5).
 //!
 //! Servers read payloads with [`payload::decode_object`](super::payload::decode_object) and write replies; clients do the reverse. Names are in
-//! [`names`](super::names). Where the shape is a plain value there is no type: `unsubscribe-channel` replies a boolean, `noop` replies `true`,
+//! [`names`](super::names). Where the shape is a plain value there is no type: `unsubscribe-channel` and `unsubscribe-record` reply a boolean, `noop` replies `true`,
 //! `get-my-connection-metadata` ignores its payload, the payload of `assign-id` is a string, that of the event `error` a
 //! [`CommandError`](super::CommandError). Unknown keys are ignored.
 
@@ -103,6 +103,110 @@ pub struct MetadataReply<'a> {
     pub metadata: Option<&'a RawValue>,
 }
 
+/// `{recordId, newValue, options?}`: the payload of `publish-record-update`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PublishRecordUpdate<'a> {
+    /// The record.
+    #[serde(borrow)]
+    pub record_id: Cow<'a, str>,
+    /// The value as JSON, of any kind.
+    #[serde(borrow)]
+    pub new_value: &'a RawValue,
+    /// What to do with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub options: Option<RecordOptions>,
+}
+
+/// `{recordId, version}`: the payload of the event `record-deleted`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordDeleted<'a> {
+    /// The record.
+    #[serde(borrow)]
+    pub record_id: Cow<'a, str>,
+    /// The version that the deletion is.
+    pub version: u64,
+}
+
+/// How the versions of a record reach a subscriber.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RecordMode {
+    /// As whole values.
+    #[default]
+    Full,
+    /// As patches (RFC 6902), where those are smaller.
+    Patch,
+}
+
+/// `{strategy?}`: the options of `publish-record-update`.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct RecordOptions {
+    /// `"replace"` where it is absent.
+    #[serde(default)]
+    pub strategy: RecordStrategy,
+}
+
+/// `{recordId}`: the payload of `unsubscribe-record`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordRef<'a> {
+    /// The record.
+    #[serde(borrow)]
+    pub record_id: Cow<'a, str>,
+}
+
+/// What `publish-record-update` does to the stored value.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub enum RecordStrategy {
+    /// As `merge`, and so on inside of each key whose values are objects on both sides.
+    DeepMerge,
+    /// The keys of the new object replace those of the stored one, one level deep; where either is no object, as `replace`.
+    Merge,
+    /// The new value replaces what is stored.
+    #[default]
+    Replace,
+}
+
+/// `{recordId, full | patch, version}`: the payload of the event `record-update`.
+///
+/// ```
+/// use mesh_core::protocol::{builtin::RecordUpdate, payload::decode_object};
+///
+/// let update: RecordUpdate<'_> = decode_object(r#"{"recordId":"r","full":null,"version":0}"#)?;
+/// assert_eq!(update.full.map(|full| full.get()), Some("null"));
+/// assert!(update.patch.is_none());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordUpdate<'a> {
+    /// The record.
+    #[serde(borrow)]
+    pub record_id: Cow<'a, str>,
+    /// The value; `null` is one.
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub full: Option<&'a RawValue>,
+    /// What makes the value out of that of the version before, an RFC 6902 array.
+    #[serde(
+        borrow,
+        default,
+        deserialize_with = "present",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub patch: Option<&'a RawValue>,
+    /// The version.
+    pub version: u64,
+}
+
 /// `{roomName}`: the payload of `join-room`, `leave-room` and `get-room-metadata`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -139,6 +243,31 @@ pub struct SubscribeChannel<'a> {
     pub history_limit: Option<usize>,
 }
 
+/// `{recordId, mode?}`: the payload of `subscribe-record`.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SubscribeRecord<'a> {
+    /// The record.
+    #[serde(borrow)]
+    pub record_id: Cow<'a, str>,
+    /// How its versions are wanted.
+    #[serde(default)]
+    pub mode: RecordMode,
+}
+
+/// `{success, record, version}`: the reply to `subscribe-record`; where the record is not exposed it is a [`SuccessReply`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub struct SubscribeRecordReply<'a> {
+    /// False where the record is not exposed to this connection.
+    pub success: bool,
+    /// The value, `null` where none is stored.
+    #[serde(borrow, default)]
+    pub record: Option<&'a RawValue>,
+    /// Its version: 0 where there never was one, a deletion's where it is deleted.
+    #[serde(default)]
+    pub version: u64,
+}
+
 /// `{channel, message}`: the payload of the event `subscription-message`.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SubscriptionMessage<'a> {
@@ -150,11 +279,16 @@ pub struct SubscriptionMessage<'a> {
     pub message: Cow<'a, str>,
 }
 
-/// `{success}`: the reply to `leave-room` and `set-my-connection-metadata`.
+/// `{success}`: the reply to `leave-room`, `publish-record-update` and `set-my-connection-metadata`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct SuccessReply {
     /// Was it done?
     pub success: bool,
+}
+
+/// What is there, `null` included.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
@@ -305,6 +439,66 @@ mod tests {
             ..none
         };
         assert_eq!(json(&some), r#"{"channel":"c","historyLimit":3}"#);
+    }
+
+    #[test]
+    fn records_have_their_shapes() {
+        let record = RecordRef {
+            record_id: "r".into(),
+        };
+        assert_eq!(json(&record), r#"{"recordId":"r"}"#);
+        assert_eq!(decode_object(&json(&record)), Ok(record));
+
+        let subscribe = |mode| SubscribeRecord {
+            record_id: "r".into(),
+            mode,
+        };
+        assert_eq!(
+            json(&subscribe(RecordMode::Patch)),
+            r#"{"recordId":"r","mode":"patch"}"#
+        );
+        let full = subscribe(RecordMode::Full);
+        assert_eq!(decode_object(r#"{"recordId":"r"}"#), Ok(full.clone()));
+        assert_eq!(decode_object(&json(&full)), Ok(full));
+        let wrong = decode_object::<SubscribeRecord<'_>>(r#"{"recordId":"r","mode":"x"}"#);
+        assert!(wrong.unwrap_err().message().starts_with("mode: "));
+
+        let none = r#"{"success":true,"record":null,"version":3}"#;
+        let reply: SubscribeRecordReply<'_> = decode_object(none).unwrap();
+        assert!(reply.record.is_none());
+        assert_eq!(json(&reply), none);
+        let some = r#"{"success":true,"record":{"a": 1.50},"version":3}"#;
+        let reply: SubscribeRecordReply<'_> = decode_object(some).unwrap();
+        assert_eq!(json(&reply), some);
+        let refused: SubscribeRecordReply<'_> = decode_object(r#"{"success":false}"#).unwrap();
+        assert!(!refused.success);
+
+        for update in [
+            r#"{"recordId":"r","full":null,"version":0}"#,
+            r#"{"recordId":"r","full":[1.50],"version":7}"#,
+            r#"{"recordId":"r","patch":[],"version":18446744073709551615}"#,
+        ] {
+            let read: RecordUpdate<'_> = decode_object(update).unwrap();
+            assert_eq!(json(&read), update);
+        }
+        let deleted = RecordDeleted {
+            record_id: "r".into(),
+            version: 4,
+        };
+        assert_eq!(json(&deleted), r#"{"recordId":"r","version":4}"#);
+        assert_eq!(decode_object(&json(&deleted)), Ok(deleted));
+
+        let publish = |text| decode_object::<PublishRecordUpdate<'_>>(text);
+        let strategy = |text| publish(text).unwrap().options.unwrap_or_default().strategy;
+        let plain = r#"{"recordId":"r","newValue":null}"#;
+        assert_eq!(publish(plain).unwrap().new_value.get(), "null");
+        assert_eq!(json(&publish(plain).unwrap()), plain);
+        assert_eq!(strategy(plain), RecordStrategy::Replace);
+        let deep = r#"{"recordId":"r","newValue":{},"options":{"strategy":"deepMerge"}}"#;
+        assert_eq!(strategy(deep), RecordStrategy::DeepMerge);
+        assert_eq!(json(&publish(deep).unwrap()), deep);
+        let error = publish(r#"{"recordId":"r"}"#).unwrap_err();
+        assert_eq!(error.message(), "missing field `newValue`");
     }
 
     #[test]

@@ -23,12 +23,18 @@ pub const JOIN_ROOM: &str = "join-room";
 pub const LEAVE_ROOM: &str = "leave-room";
 /// Command: nothing, answered with `true`.
 pub const NOOP: &str = "noop";
+/// Command: change a record.
+pub const PUBLISH_RECORD_UPDATE: &str = "publish-record-update";
 /// Command: change the connection's own metadata.
 pub const SET_MY_CONNECTION_METADATA: &str = "set-my-connection-metadata";
 /// Command: receive a channel's messages.
 pub const SUBSCRIBE_CHANNEL: &str = "subscribe-channel";
-/// Command: receive them no longer.
+/// Command: receive a record's value, and its versions from then on.
+pub const SUBSCRIBE_RECORD: &str = "subscribe-record";
+/// Command: receive a channel's messages no longer.
 pub const UNSUBSCRIBE_CHANNEL: &str = "unsubscribe-channel";
+/// Command: receive a record's versions no longer.
+pub const UNSUBSCRIBE_RECORD: &str = "unsubscribe-record";
 
 /// Event: the connection's id, its first frame.
 pub const ASSIGN_ID: &str = "assign-id";
@@ -36,6 +42,10 @@ pub const ASSIGN_ID: &str = "assign-id";
 pub const ERROR: &str = "error";
 /// Event: messages of a channel may have been lost.
 pub const GAP: &str = "gap";
+/// Event: a record is deleted.
+pub const RECORD_DELETED: &str = "record-deleted";
+/// Event: a version of a record.
+pub const RECORD_UPDATE: &str = "record-update";
 /// Event: a message of a channel.
 pub const SUBSCRIPTION_MESSAGE: &str = "subscription-message";
 
