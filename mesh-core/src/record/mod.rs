@@ -21,6 +21,7 @@
 
 mod apply;
 mod diff;
+mod merge;
 mod region;
 mod splice;
 #[cfg(test)]
@@ -29,6 +30,7 @@ mod value;
 
 pub use apply::{PatchError, apply};
 pub use diff::{Change, diff};
+pub use merge::merge;
 pub use value::{ValueError, normalize};
 
 /// The deepest nesting of a value, whatever the limits say: with the four levels that an event with a patch has around it, it is
