@@ -1,13 +1,18 @@
 //! One command through a connection, one event to a room: `cargo bench -p mesh-core --bench machines`.
 
-use std::{collections::VecDeque, hint::black_box, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    hint::black_box,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use criterion::Criterion;
 use mesh_core::{
     backend::{ConnectionId, Name, Reply},
     connection::{Config, Connection, Received},
-    instance::{Action, Instance, Seeded},
-    protocol::encode,
+    instance::{Action, Instance, Options, Seeded},
+    protocol::{Dialect, encode},
     websocket::{Message, TextFrame},
 };
 
@@ -57,7 +62,7 @@ fn room_fan_out(criterion: &mut Criterion) {
             .map(|_| Connection::new(Arc::clone(&config), now))
             .collect();
         let room: Name = "room".into();
-        let mut instance = Instance::<u32, ()>::new(Seeded::new(&[1; 32]), 1 << 20, 1 << 20);
+        let mut instance = shard();
         for member in 0..members {
             let id = ConnectionId::new(format!("i.{member}"));
             instance.join(&room, id, member, false, ());
@@ -88,16 +93,26 @@ fn deliver(connection: &mut Connection, frame: &TextFrame, now: Instant) {
     connection.handle_event(frame.clone(), now);
 }
 
+fn shard() -> Instance<u32, ()> {
+    Instance::new(&Options {
+        hasher: Seeded::new(&[1; 32]),
+        seed: [1; 32],
+        dialect: Dialect::MESH,
+        kept_bytes_max: 1 << 20,
+        listed_bytes_max: 1 << 20,
+        record_bytes_max: 1 << 20,
+        record_check_interval: Duration::from_secs(10),
+    })
+}
+
 fn answer_everything(instance: &mut Instance<u32, ()>) {
     while let Some(action) = instance.poll_action() {
         if let Action::Backend { token, .. } = action {
-            instance.handle_backend(
-                token,
-                Ok(Reply::Joined {
-                    new: true,
-                    generation: 0,
-                }),
-            );
+            let joined = Reply::Joined {
+                new: true,
+                generation: 0,
+            };
+            instance.handle_backend(token, Ok(joined), origin());
         }
     }
 }

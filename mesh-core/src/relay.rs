@@ -88,6 +88,8 @@ pub enum Relay {
 pub enum Membership {
     /// A subscription to a channel.
     Channel(Name),
+    /// A subscription to a record.
+    Record(Name),
     /// Membership of a room.
     Room(Name),
 }
@@ -134,6 +136,7 @@ impl Relay {
                 let (kind, name) = match what {
                     Membership::Channel(name) => (0, name),
                     Membership::Room(name) => (1, name),
+                    Membership::Record(name) => (2, name),
                 };
                 out.put_u8(kind);
                 put(out, name);
@@ -249,6 +252,7 @@ impl<'a> Input<'a> {
                 what: match self.byte()? {
                     0 => Membership::Channel(self.text()?.into()),
                     1 => Membership::Room(self.text()?.into()),
+                    2 => Membership::Record(self.text()?.into()),
                     _ => return None,
                 },
             },
@@ -339,12 +343,12 @@ mod tests {
                 }
             ),
             id().prop_map(|connection| Relay::RecheckGuards { connection }),
-            (id(), ".{0,9}", any::<bool>()).prop_map(|(connection, name, room)| Relay::Revoke {
+            (id(), ".{0,9}", 0..3).prop_map(|(connection, name, what)| Relay::Revoke {
                 connection,
-                what: if room {
-                    Membership::Room(name.into())
-                } else {
-                    Membership::Channel(name.into())
+                what: match what {
+                    0 => Membership::Channel(name.into()),
+                    1 => Membership::Record(name.into()),
+                    _ => Membership::Room(name.into()),
                 },
             }),
             any::<u64>().prop_map(|number| Relay::Done { number }),

@@ -5,7 +5,7 @@
 //! enumerations, [`Op::ClearRoom`] and [`Op::CloseInstance`].
 
 mod mailbox;
-mod memory;
+pub(crate) mod memory;
 mod op;
 
 use std::{future::Future, pin::Pin, sync::Arc};

@@ -18,7 +18,7 @@ mod tests;
 
 use std::{
     borrow::Cow,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,6 +31,7 @@ pub use outbox::FRAMES_KEPT;
 use outbox::Outbox;
 
 use crate::{
+    backend::Name,
     protocol::{CommandError, Dialect, Frame, FrameError, Limits, encode, names, parse},
     websocket::{CloseCode, CloseFrame, Message, TextFrame},
 };
@@ -116,6 +117,8 @@ pub enum Action {
         /// Drop what is queued, also what was taken already: the peer does not read.
         discard: bool,
     },
+    /// There is room now for how this record is, of which versions were left out.
+    RefreshRecord(Name),
     /// Drop the socket: the peer had its time to answer the close frame. The last action.
     Drop,
     /// A command that waited for its turn may run.
@@ -127,12 +130,23 @@ pub enum Action {
 pub enum Delivery {
     /// The connection is closing or closed.
     Closed,
+    /// A version of a record that a later one will stand for, as the peer is slow.
+    LeftOut,
     /// Queued behind others that the driver knows of.
     Queued,
     /// The peer is too slow for its queue and the connection closes for it: the driver has to be woken.
     Overflow,
     /// Queued, and the queue was empty: the driver has to be woken.
     Wake,
+}
+
+/// What is known of a record whose versions are left out.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Refresh {
+    /// How it is was asked for.
+    Asked,
+    /// It is to be asked for, once there is room.
+    Wanted,
 }
 
 #[derive(Debug)]
@@ -165,6 +179,8 @@ pub struct Connection {
     malformed: u32,
     /// Rooms, channels and records that this connection holds or asked for.
     memberships: usize,
+    /// Records whose versions are left out, as the peer is too slow for them. No more than it subscribed to.
+    conflated: BTreeMap<Name, Refresh>,
     actions: VecDeque<Action>,
 }
 
@@ -181,6 +197,7 @@ impl Connection {
             outbox: Outbox::default(),
             malformed: 0,
             memberships: 0,
+            conflated: BTreeMap::new(),
             actions: VecDeque::new(),
         }
     }
@@ -269,6 +286,42 @@ impl Connection {
         self.send(frame, now)
     }
 
+    /// A version of a record. With half of the queue's limit taken it is left out, and so are all that follow, until the peer has read on and
+    /// [`handle_record_refreshed`](Self::handle_record_refreshed) tells how the record is then.
+    pub fn handle_record(&mut self, record: &Name, frame: TextFrame, now: Instant) -> Delivery {
+        if !self.lives() {
+            return Delivery::Closed;
+        }
+        if self.conflated.contains_key(record) {
+            return Delivery::LeftOut;
+        }
+        let queued = self.outbox.bytes();
+        if queued > 0 && queued.saturating_add(frame.len()) > self.config.limits.queue_bytes_max / 2
+        {
+            self.conflated.insert(record.clone(), Refresh::Wanted);
+            return Delivery::LeftOut;
+        }
+        self.send(frame, now)
+    }
+
+    /// How a record is whose versions were left out; `None` if the peer is no subscriber any more, or is told by the next version.
+    pub fn handle_record_refreshed(
+        &mut self,
+        record: &Name,
+        frame: Option<TextFrame>,
+        now: Instant,
+    ) -> Delivery {
+        let delivery = match (self.conflated.remove(record), frame) {
+            (Some(_), Some(frame)) => self.send(frame, now),
+            _ => Delivery::Queued,
+        };
+        self.refresh_records();
+        if delivery == Delivery::Queued && !self.actions.is_empty() {
+            return Delivery::Wake;
+        }
+        delivery
+    }
+
     /// Closes the connection: what is queued, then the close frame. Later calls change nothing.
     pub fn handle_close(&mut self, frame: CloseFrame, now: Instant) {
         self.begin_close(frame, false, now);
@@ -341,6 +394,26 @@ impl Connection {
         self.outbox.set_unsent(bytes);
         if bytes == 0 {
             self.outbox.shrink();
+        }
+        self.refresh_records();
+    }
+
+    /// Asks for the records whose versions were left out, one after the other, as long as there is room.
+    fn refresh_records(&mut self) {
+        if self.conflated.is_empty() || self.is_congested() || !self.lives() {
+            return;
+        }
+        let waiting = self.conflated.values().any(|it| *it == Refresh::Asked);
+        let wanted = self
+            .conflated
+            .iter_mut()
+            .find(|(_, refresh)| **refresh == Refresh::Wanted);
+        if let Some((record, refresh)) = wanted
+            && !waiting
+        {
+            *refresh = Refresh::Asked;
+            self.actions
+                .push_back(Action::RefreshRecord(record.clone()));
         }
     }
 

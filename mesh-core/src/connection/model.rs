@@ -1,7 +1,7 @@
 //! Random schedules against a small model: what a driver and a peer could do, in any order.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -10,6 +10,7 @@ use proptest::{collection::vec, prelude::*, sample::Index, test_runner::TestCase
 
 use super::{Action, CommandToken, Config, Connection, Delivery, Received};
 use crate::{
+    backend::Name,
     protocol::{CommandError, Dialect, Limits, encode},
     websocket::{CloseCode, CloseFrame, Message, TextFrame},
 };
@@ -46,6 +47,15 @@ enum Step {
     Pong {
         id: Option<u32>,
     },
+    /// A version of a record.
+    Record {
+        record: usize,
+        len: usize,
+    },
+    /// How a record is that was asked for, or that nobody is subscribed to any more.
+    Refreshed {
+        len: Option<usize>,
+    },
     Reply {
         which: Index,
         len: usize,
@@ -68,6 +78,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             20 => (0..150usize).prop_map(|payload| Step::Command { payload }),
             15 => (any::<Index>(), 0..700usize).prop_map(|(which, len)| Step::Reply { which, len }),
             10 => (0..600usize).prop_map(|len| Step::Event { len }),
+            10 => (0..2usize, 0..600usize).prop_map(|(record, len)| Step::Record { record, len }),
+            8 => proptest::option::of(0..600usize).prop_map(|len| Step::Refreshed { len }),
             15 => (0..3usize).prop_map(|leaves| Step::Sent { leaves }),
             15 => (0..40_000u64).prop_map(Step::WaitMs),
             8 => id.clone().prop_map(|id| Step::Pong { id }),
@@ -122,6 +134,8 @@ struct World {
     /// The peer took something since the last ping.
     progress: bool,
     requested: bool,
+    /// Records whose versions are left out, and whether the machine has asked how they are.
+    left_out: BTreeMap<Name, bool>,
     /// Everything that came out, for the comparison of two runs.
     transcript: Vec<String>,
 }
@@ -160,6 +174,7 @@ impl World {
             pings: 0,
             progress: false,
             requested: false,
+            left_out: BTreeMap::new(),
             transcript: Vec::new(),
         }
     }
@@ -202,21 +217,8 @@ impl World {
             }
             Step::Event { len } => {
                 let frame = event(*len);
-                let before = self.machine.queued_bytes();
-                if before <= QUEUE_MAX / 4 {
-                    self.grown = 0;
-                }
-                let fits = before == 0 || before + frame.len() <= QUEUE_MAX + self.grown;
-                if fits {
-                    self.grow(before, frame.len());
-                }
-                let lives = self.lives();
+                let expected = self.expect_event(frame.len());
                 let delivery = self.machine.handle_event(frame, self.now);
-                let expected = match (lives, fits) {
-                    (false, _) => Delivery::Closed,
-                    (true, true) => Delivery::Wake,
-                    (true, false) => Delivery::Overflow,
-                };
                 prop_assert_eq!(delivery, expected);
             }
             Step::Gone => {
@@ -258,6 +260,37 @@ impl World {
                 if is_open {
                     self.pings = 0;
                 }
+            }
+            Step::Record { record, len } => {
+                let (record, frame) = (Name::from(["a", "b"][*record]), event(*len));
+                let before = self.machine.queued_bytes();
+                let late = before > 0 && before + frame.len() > QUEUE_MAX / 2;
+                let expected = if self.lives() && (late || self.left_out.contains_key(&record)) {
+                    self.left_out.entry(record.clone()).or_default();
+                    Delivery::LeftOut
+                } else {
+                    self.expect_event(frame.len())
+                };
+                let delivery = self.machine.handle_record(&record, frame, self.now);
+                prop_assert_eq!(delivery, expected);
+            }
+            Step::Refreshed { len } => {
+                let asked = self.left_out.iter().find(|(_, asked)| **asked);
+                let Some((record, _)) = asked.map(|(record, asked)| (record.clone(), *asked))
+                else {
+                    return Ok(());
+                };
+                self.left_out.remove(&record);
+                let frame = len.map(event);
+                let expected = frame.as_ref().map(|frame| self.expect_event(frame.len()));
+                let delivery = self
+                    .machine
+                    .handle_record_refreshed(&record, frame, self.now);
+                if let Some(expected) = expected {
+                    prop_assert_eq!(delivery, expected);
+                }
+                // Whoever has a next one to ask for has to be woken.
+                prop_assert!(delivery != Delivery::Queued || !self.machine.has_work());
             }
             Step::Reply { which, len } => {
                 if self.owed.is_empty() {
@@ -333,6 +366,23 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What comes of an event of this length.
+    fn expect_event(&mut self, len: usize) -> Delivery {
+        let before = self.machine.queued_bytes();
+        if before <= QUEUE_MAX / 4 {
+            self.grown = 0;
+        }
+        let fits = before == 0 || before + len <= QUEUE_MAX + self.grown;
+        if fits {
+            self.grow(before, len);
+        }
+        match (self.lives(), fits) {
+            (false, _) => Delivery::Closed,
+            (true, true) => Delivery::Wake,
+            (true, false) => Delivery::Overflow,
+        }
     }
 
     /// What the queue takes in over its limit makes room for others.
@@ -443,6 +493,13 @@ impl World {
                         self.replies.clear();
                     }
                 }
+                Action::RefreshRecord(record) => {
+                    prop_assert!(self.lives());
+                    prop_assert!(self.machine.queued_bytes() <= QUEUE_MAX / 4, "no room");
+                    let asked = self.left_out.values().any(|asked| *asked);
+                    prop_assert!(!asked, "one after the other");
+                    prop_assert_eq!(self.left_out.insert(record, true), Some(false));
+                }
                 Action::Drop => {
                     prop_assert_eq!(self.phase, Phase::Closing);
                     self.phase = Phase::Dropped;
@@ -500,6 +557,10 @@ impl World {
                 .sum();
             let bound = QUEUE_MAX + 2 * self.grown + short;
             prop_assert!(held <= bound, "{} bytes queued", held);
+        }
+        // Whoever has read everything is not left without the latest.
+        if self.lives() && machine.queued_bytes() == 0 && !self.left_out.is_empty() {
+            prop_assert!(self.left_out.values().any(|asked| *asked));
         }
         let bytes: usize = self.owed.iter().map(|owed| owed.bytes).sum();
         let owes_little = bytes < IN_FLIGHT_BYTES_MAX && machine.queued_bytes() <= QUEUE_MAX / 4;

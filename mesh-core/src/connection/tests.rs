@@ -117,7 +117,7 @@ impl Peer {
     fn closed(&self) -> Option<(u16, bool)> {
         self.actions.iter().find_map(|action| match action {
             Action::Close { frame, discard } => Some((frame.code.as_u16(), *discard)),
-            Action::Drop | Action::Start(_) => None,
+            Action::Drop | Action::RefreshRecord(_) | Action::Start(_) => None,
         })
     }
 }

@@ -25,6 +25,7 @@ pub struct MeshServerBuilder {
     hooks: Hooks,
     front: Front,
     drain_time: Duration,
+    record_check_interval: Duration,
     assign_id: bool,
     client_metadata: bool,
 }
@@ -37,6 +38,7 @@ impl Default for MeshServerBuilder {
             hooks: Hooks::default(),
             front: Front::default(),
             drain_time: Duration::from_millis(1_500),
+            record_check_interval: Duration::from_secs(10),
             assign_id: true,
             client_metadata: false,
         }
@@ -122,6 +124,15 @@ impl MeshServerBuilder {
     #[must_use]
     pub fn drain_time(mut self, time: Duration) -> Self {
         self.drain_time = time.min(YEAR);
+        self
+    }
+
+    /// How often records with subscribers are held against the store, so that even the last update before a silence is never missed for
+    /// good. Default 10 s, which is the longest allowed.
+    #[must_use]
+    pub fn record_check_interval(mut self, interval: Duration) -> Self {
+        self.record_check_interval =
+            interval.clamp(Duration::from_millis(100), Duration::from_secs(10));
         self
     }
 
@@ -241,6 +252,12 @@ impl MeshServerBuilder {
             .backend_message_bytes_max
             .saturating_sub(MESSAGE_AROUND_BYTES_MAX);
         limits.metadata_bytes_max = limits.metadata_bytes_max.min(told_max);
+        // A value is told in a reply, too.
+        limits.record_bytes_max = limits.record_bytes_max.min(
+            limits
+                .reply_bytes_max
+                .saturating_sub(MESSAGE_AROUND_BYTES_MAX),
+        );
         let metadata_bytes_max = limits.metadata_bytes_max;
         let backend = self.backend.unwrap_or_else(|| {
             let alone = MemoryCluster::with_metadata_bytes_max(metadata_bytes_max);
@@ -253,6 +270,7 @@ impl MeshServerBuilder {
             hooks: self.hooks,
             front: self.front,
             drain_time: self.drain_time,
+            record_check_interval: self.record_check_interval,
             assign_id: self.assign_id,
             client_metadata: self.client_metadata,
         })))

@@ -16,13 +16,14 @@ use super::{
 };
 use crate::{
     backend::{BoxFuture, ConnectionId, Json, MetadataChange, Name, Op, Reply},
-    instance::{InstanceError, Outcome},
+    instance::{InstanceError, Outcome, RecordWrite},
     protocol::{
         CommandError,
         builtin::{
             ChannelRef, ConnectionRef, GetChannelHistory, HISTORY_LIMIT_DEFAULT, HistoryReply,
-            JoinRoomReply, MetadataReply, MetadataStrategy, RoomRef, SetMyConnectionMetadata,
-            SubscribeChannel, SuccessReply,
+            JoinRoomReply, MetadataReply, MetadataStrategy, PublishRecordUpdate, RecordRef,
+            RecordStrategy, RoomRef, SetMyConnectionMetadata, SubscribeChannel, SubscribeRecord,
+            SuccessReply,
         },
         encode, names, payload, strings_fit,
     },
@@ -38,9 +39,12 @@ enum Builtin {
     JoinRoom,
     LeaveRoom,
     Noop,
+    PublishRecordUpdate,
     SetMyConnectionMetadata,
     SubscribeChannel,
+    SubscribeRecord,
     UnsubscribeChannel,
+    UnsubscribeRecord,
 }
 
 /// All built-ins by their bare names.
@@ -59,12 +63,15 @@ pub(super) fn all() -> impl Iterator<Item = (&'static str, ErasedHandler)> {
         (names::JOIN_ROOM, Builtin::JoinRoom),
         (names::LEAVE_ROOM, Builtin::LeaveRoom),
         (names::NOOP, Builtin::Noop),
+        (names::PUBLISH_RECORD_UPDATE, Builtin::PublishRecordUpdate),
         (
             names::SET_MY_CONNECTION_METADATA,
             Builtin::SetMyConnectionMetadata,
         ),
         (names::SUBSCRIBE_CHANNEL, Builtin::SubscribeChannel),
+        (names::SUBSCRIBE_RECORD, Builtin::SubscribeRecord),
         (names::UNSUBSCRIBE_CHANNEL, Builtin::UnsubscribeChannel),
+        (names::UNSUBSCRIBE_RECORD, Builtin::UnsubscribeRecord),
     ]
     .into_iter()
     .map(|(name, builtin)| (name, ErasedHandler(Arc::new(builtin))))
@@ -93,9 +100,12 @@ async fn run(builtin: Builtin, ctx: &Context, wanted: Wanted) -> Result<Answer, 
         Builtin::JoinRoom => call.join_room().await,
         Builtin::LeaveRoom => call.leave_room().await,
         Builtin::Noop => call.reply(&true),
+        Builtin::PublishRecordUpdate => call.publish_record_update().await,
         Builtin::SetMyConnectionMetadata => call.set_my_connection_metadata().await,
         Builtin::SubscribeChannel => call.subscribe_channel().await,
+        Builtin::SubscribeRecord => call.subscribe_record().await,
         Builtin::UnsubscribeChannel => call.unsubscribe_channel().await,
+        Builtin::UnsubscribeRecord => call.unsubscribe_record().await,
     }
 }
 
@@ -190,6 +200,56 @@ impl BuiltinCall<'_> {
             })
             .await?;
         self.reply(&(outcome == Outcome::Unsubscribed(true)))
+    }
+
+    async fn subscribe_record(&self) -> Result<Answer, CommandError> {
+        let request: SubscribeRecord<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let record = server.name("record", &request.record_id)?;
+        if !server.may_read(&self.ctx.connection, &record).await {
+            return self.reply(&SuccessReply { success: false });
+        }
+        let shared = Arc::clone(&self.ctx.connection.shared);
+        server.reserve_membership(&shared, &record, |shard| {
+            shard.is_record_subscribed(&record, &shared.id)
+        })?;
+        self.answered(TicketKind::RecordSubscribed, |done| {
+            server.with_shard(&record, |shard| {
+                server.subscribe_record(shard, &record, shared, request.mode, done);
+            });
+        })
+        .await
+    }
+
+    async fn unsubscribe_record(&self) -> Result<Answer, CommandError> {
+        let request: RecordRef<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let record = server.name("record", &request.record_id)?;
+        let now = server.runtime.now();
+        let outcome = server
+            .request(&record, |shard, done| {
+                shard.unsubscribe_record(&record, self.ctx.connection.id(), done, now);
+            })
+            .await?;
+        self.reply(&(outcome == Outcome::Unsubscribed(true)))
+    }
+
+    async fn publish_record_update(&self) -> Result<Answer, CommandError> {
+        let request: PublishRecordUpdate<'_> = payload::decode_object(self.json())?;
+        let server = self.server();
+        let record = server.name("record", &request.record_id)?;
+        if !self.allows(Kind::WritableRecord, &record).await {
+            let message = format!("Record \"{record}\" is not writable by this connection.");
+            return Err(CommandError::new(message));
+        }
+        let json = server.record_value(request.new_value)?;
+        let write = match request.options.unwrap_or_default().strategy {
+            RecordStrategy::DeepMerge => RecordWrite::Merge { json, deep: true },
+            RecordStrategy::Merge => RecordWrite::Merge { json, deep: false },
+            RecordStrategy::Replace => RecordWrite::Replace(json),
+        };
+        self.ctx.server.write_record(&record, write).await?;
+        self.reply(&SuccessReply { success: true })
     }
 
     async fn get_channel_history(&self) -> Result<Answer, CommandError> {
@@ -334,6 +394,7 @@ fn history_reply(history: &[bytes::Bytes]) -> HistoryReply<'_> {
 #[derive(Clone, Copy, Debug)]
 enum TicketKind {
     Joined,
+    RecordSubscribed,
     Subscribed,
 }
 
@@ -362,6 +423,12 @@ impl ReplyTicket {
             }
             (Ok(Outcome::Subscribed { history }), TicketKind::Subscribed) => {
                 encode::reply(self.wanted.id, &self.name, &history_reply(&history))
+            }
+            (Ok(Outcome::RecordSubscribed(record)), TicketKind::RecordSubscribed) => {
+                let value = record.value.as_deref().unwrap_or("null");
+                let version = record.version.number;
+                let reply = format!(r#"{{"success":true,"record":{value},"version":{version}}}"#);
+                Ok(encode::reply_raw(self.wanted.id, &self.name, &reply))
             }
             (Ok(_), _) => {
                 encode::reply(self.wanted.id, &self.name, &SuccessReply { success: true })

@@ -16,10 +16,10 @@ use super::{
     IntoPayload, ServerError,
     dispatch::Incoming,
     server::Inner,
-    timers::{Tick, Timers},
+    timers::{Due, Tick, Timers},
 };
 use crate::{
-    backend::{ConnectionId, Json},
+    backend::{ConnectionId, Json, Name},
     connection::{CommandToken, Connection as Machine, Delivery},
     websocket::{CloseCode, CloseFrame, TextFrame},
 };
@@ -212,9 +212,28 @@ impl Shared {
     pub(super) fn deliver(&self, frame: TextFrame, now: Instant) -> Delivery {
         let mut state = self.lock();
         let delivery = state.machine.handle_event(frame, now);
-        if matches!(delivery, Delivery::Wake | Delivery::Overflow) {
-            state.wake();
-        }
+        state.wake_for(delivery);
+        delivery
+    }
+
+    /// Queues a version of a record, or takes a note that the client is too slow for it; and wakes the task if it does not know of any yet.
+    pub(super) fn deliver_record(&self, record: &Name, frame: TextFrame, now: Instant) -> Delivery {
+        let mut state = self.lock();
+        let delivery = state.machine.handle_record(record, frame, now);
+        state.wake_for(delivery);
+        delivery
+    }
+
+    /// Queues how a record is, for a client that was too slow for its versions.
+    pub(super) fn refresh_record(
+        &self,
+        record: &Name,
+        frame: Option<TextFrame>,
+        now: Instant,
+    ) -> Delivery {
+        let mut state = self.lock();
+        let delivery = state.machine.handle_record_refreshed(record, frame, now);
+        state.wake_for(delivery);
         delivery
     }
 
@@ -276,8 +295,7 @@ impl Shared {
             let from = std::mem::replace(&mut state.tick, next);
             drop(state);
             if from != next {
-                self.timers
-                    .rearm(self.number, &Arc::downgrade(self), from, next);
+                self.timers.rearm(self.number, self.due(), from, next);
             }
         }
     }
@@ -285,12 +303,21 @@ impl Shared {
     /// Takes the connection out of the timers.
     pub(super) fn disarm(self: &Arc<Self>) {
         let from = self.lock().tick.take();
-        self.timers
-            .rearm(self.number, &Arc::downgrade(self), from, None);
+        self.timers.rearm(self.number, self.due(), from, None);
+    }
+
+    fn due(self: &Arc<Self>) -> Due {
+        Due::Connection(Arc::downgrade(self))
     }
 }
 
 impl State {
+    fn wake_for(&mut self, delivery: Delivery) {
+        if matches!(delivery, Delivery::Wake | Delivery::Overflow) {
+            self.wake();
+        }
+    }
+
     pub(super) fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();

@@ -5,6 +5,7 @@ use crate::{
     connection::MembershipsFull,
     instance::InstanceError,
     protocol::{CommandError, EncodeError},
+    record::ValueError,
 };
 
 /// An operation on the server failed.
@@ -57,7 +58,7 @@ pub enum ServerError {
     /// A name is empty or too long. Wire code `EINVALID`.
     #[error("a {what} name has 1 to {max} bytes, this one has {len}")]
     Name {
-        /// `"channel"`, `"event"` or `"room"`.
+        /// `"channel"`, `"event"`, `"record"` or `"room"`.
         what: &'static str,
         /// Its length in bytes.
         len: usize,
@@ -83,9 +84,26 @@ pub enum ServerError {
         /// The name.
         name: String,
     },
-    /// The stored metadata is not of the type that was asked for. Wire code `ESERVER`.
-    #[error("the metadata is not of the type that was asked for: {0}")]
+    /// The stored metadata or record is not of the type that was asked for. Wire code `ESERVER`.
+    #[error("what is stored is not of the type that was asked for: {0}")]
     Shape(String),
+    /// Too many changes of one record wait for each other. Wire code `EOVERLOAD`.
+    #[error("too many changes of the record are under way")]
+    TooManyWrites,
+    /// The function given to `update_record` panicked; the record is as it was. Wire code `EINTERNAL`.
+    #[error("the update of the record panicked")]
+    UpdatePanicked,
+    /// The value is none that a record can have. Wire code `EINVALID`.
+    #[error("no value for a record: {0}")]
+    Value(#[from] ValueError),
+    /// A record's value is too large. Wire code `EINVALID`.
+    #[error("a record of {len} bytes is over the limit of {max}")]
+    ValueTooLong {
+        /// Its size in bytes.
+        len: usize,
+        /// The limit: [`record_bytes_max`](crate::protocol::Limits::record_bytes_max).
+        max: usize,
+    },
 }
 
 impl From<BackendError> for ServerError {
@@ -106,6 +124,8 @@ impl From<InstanceError> for ServerError {
             InstanceError::Gone => Self::Gone,
             InstanceError::Overflow { max } => Self::Overflow { max },
             InstanceError::TooLong { max } => Self::ReplyTooLong { max },
+            InstanceError::TooManyWrites => Self::TooManyWrites,
+            InstanceError::ValueTooLong { len, max } => Self::ValueTooLong { len, max },
         }
     }
 }
@@ -120,11 +140,15 @@ impl From<ServerError> for CommandError {
             }
             ServerError::MembershipsFull(_)
             | ServerError::Overflow { .. }
-            | ServerError::ReplyTooLong { .. } => Self::overload(message),
+            | ServerError::ReplyTooLong { .. }
+            | ServerError::TooManyWrites => Self::overload(message),
             ServerError::MessageTooLong { .. }
             | ServerError::MetadataTooLong { .. }
             | ServerError::Name { .. }
-            | ServerError::ReservedName { .. } => Self::invalid(message),
+            | ServerError::ReservedName { .. }
+            | ServerError::Value(_)
+            | ServerError::ValueTooLong { .. } => Self::invalid(message),
+            ServerError::UpdatePanicked => Self::internal(),
             ServerError::Backend(_)
             | ServerError::Encode(_)
             | ServerError::Gone

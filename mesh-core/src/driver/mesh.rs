@@ -165,7 +165,7 @@ impl MeshServer {
         self.expose(Kind::ConnectionMetadata, None)
     }
 
-    fn expose(&self, kind: Kind, pattern: Option<Pattern>) -> Expose<'_> {
+    pub(super) fn expose(&self, kind: Kind, pattern: Option<Pattern>) -> Expose<'_> {
         Expose::new(&self.inner.registrations, kind, pattern)
     }
 
@@ -501,7 +501,7 @@ impl MeshServer {
             .await
     }
 
-    /// Takes a room or channel away from a connection, wherever it lives.
+    /// Takes a room, channel or record away from a connection, wherever it lives.
     ///
     /// # Errors
     /// The backend failed; only for a connection of another instance.
@@ -572,6 +572,8 @@ impl MeshServer {
             connections_total: counters.connections_total.load(Ordering::Relaxed),
             accept_errors_total: counters.accept_errors.load(Ordering::Relaxed),
             handshakes_evicted_total: counters.handshakes_evicted.load(Ordering::Relaxed),
+            record_updates_left_out_total: counters.record_updates_left_out.load(Ordering::Relaxed),
+            record_resyncs_total: self.inner.record_resyncs(),
             slow_consumers_total: counters.slow_consumers.load(Ordering::Relaxed),
             handler_panics_total: counters.handler_panics.load(Ordering::Relaxed),
             backend_errors_total: counters.backend_errors.load(Ordering::Relaxed),
@@ -621,6 +623,10 @@ pub struct Metrics {
     pub accept_errors_total: u64,
     /// Connections that were sent away before their upgrade to make room for others.
     pub handshakes_evicted_total: u64,
+    /// Records with subscribers that were read again, since versions of them may have been missed. There are none without faults.
+    pub record_resyncs_total: u64,
+    /// Versions of records that were not sent to a slow client, which got a later one in their place.
+    pub record_updates_left_out_total: u64,
     /// Connections closed because they did not read as fast as they were sent to.
     pub slow_consumers_total: u64,
     /// Handlers, middleware and outcome hooks that panicked.
@@ -647,7 +653,7 @@ impl Inner {
         Ok(payload.event(event)?)
     }
 
-    /// A room's or channel's name, if it can be one.
+    /// A room's, channel's or record's name, if it can be one.
     pub(super) fn name(&self, what: &'static str, name: &str) -> Result<Name, ServerError> {
         self.check_name(what, name)?;
         Ok(name.into())

@@ -60,8 +60,9 @@ impl Reach {
 }
 
 impl Inner {
-    pub(super) fn handle_lost(&self) {
+    pub(super) fn handle_lost(self: &Arc<Self>) {
         self.reach.lost.store(true, Ordering::Release);
+        self.with_all_shards(Shard::handle_lost);
         tracing::warn!("the backend cannot be reached: what needs it fails until it is back");
     }
 
@@ -79,7 +80,7 @@ impl Inner {
         self.do_what_was_kept(kept);
         // Begun right here, so that the notices behind this one find the shards told.
         let stated = self.state(|shard, done| {
-            shard.handle_restored(|channel| self.gap(channel), done);
+            shard.handle_restored(|channel| self.gap(channel), done, self.runtime.now());
         });
         let returned = Return {
             server: Arc::downgrade(self),

@@ -1,6 +1,6 @@
 //! Payloads: what handlers get, and what they give.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -106,7 +106,7 @@ impl FromPayload for Payload {
     }
 }
 
-/// What can be a reply or the payload of an event: any type that serde writes as JSON, or a [`Payload`], which passes unparsed.
+/// What can be a reply, the payload of an event or the value of a record: any type that serde writes as JSON, or a [`Payload`], which passes unparsed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be sent as JSON",
     label = "not a reply or event type",
@@ -124,6 +124,12 @@ pub trait IntoPayload {
     /// # Errors
     /// The value has no JSON form.
     fn event(&self, name: &str) -> Result<TextFrame, EncodeError>;
+
+    /// The value of a record.
+    ///
+    /// # Errors
+    /// The value has no JSON form.
+    fn json(&self) -> Result<Cow<'_, str>, EncodeError>;
 }
 
 impl<T: Serialize + ?Sized> IntoPayload for T {
@@ -133,6 +139,10 @@ impl<T: Serialize + ?Sized> IntoPayload for T {
 
     fn event(&self, name: &str) -> Result<TextFrame, EncodeError> {
         encode::event(name, self)
+    }
+
+    fn json(&self) -> Result<Cow<'_, str>, EncodeError> {
+        Ok(Cow::Owned(serde_json::to_string(self)?))
     }
 }
 
@@ -144,6 +154,10 @@ impl IntoPayload for Payload {
     fn event(&self, name: &str) -> Result<TextFrame, EncodeError> {
         Ok(encode::event_raw(name, self.json()))
     }
+
+    fn json(&self) -> Result<Cow<'_, str>, EncodeError> {
+        Ok(Cow::Borrowed(&self.0))
+    }
 }
 
 impl IntoPayload for &Payload {
@@ -153,5 +167,9 @@ impl IntoPayload for &Payload {
 
     fn event(&self, name: &str) -> Result<TextFrame, EncodeError> {
         (**self).event(name)
+    }
+
+    fn json(&self) -> Result<Cow<'_, str>, EncodeError> {
+        IntoPayload::json(*self)
     }
 }

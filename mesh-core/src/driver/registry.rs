@@ -68,8 +68,10 @@ pub(super) type Guard = Arc<dyn Fn(Connection, String) -> BoxFuture<'static, boo
 pub(super) enum Kind {
     Channel,
     ConnectionMetadata,
+    Record,
     Room,
     RoomMetadata,
+    WritableRecord,
 }
 
 #[derive(Clone)]

@@ -133,7 +133,8 @@ async fn close(
     outgoing: VecDeque<TextFrame>,
 ) {
     let shared = &connection.shared;
-    server.with_all_shards(|shard| shard.handle_gone(&shared.id));
+    let now = server.runtime.now();
+    server.with_all_shards(|shard| shard.handle_gone(&shared.id, now));
     server.with_shard(shared.id.as_str(), |shard| {
         shard.handle_close(&shared.id, Completion::Nobody("close a connection"));
     });
@@ -356,6 +357,15 @@ impl Loop {
                     // The close frame has a deadline of its own.
                     shared.arm(state);
                     return Err(End::Closing(frame));
+                }
+                Some(Action::RefreshRecord(record)) => {
+                    drop(state);
+                    let (server, shared) = (&self.session.server.inner, Arc::clone(shared));
+                    server.with_shard(&record, |shard| {
+                        let id = shared.id.clone();
+                        shard.refresh_record(&record, &id, shared, now);
+                    });
+                    continue;
                 }
                 // In place of a close that came while the connection was still being registered.
                 Some(Action::Drop) => return Err(End::Expired),

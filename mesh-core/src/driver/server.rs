@@ -31,14 +31,14 @@ use super::{
     notices::{self, Heard},
     outage::Reach,
     registry::Registrations,
-    timers::{Ticker, Timers},
+    timers::{Due, Tick, Ticker, Timers},
 };
 use crate::{
     backend::{
         Backend, BackendError, ConnectionId, InstanceId, Json, Name, Notice, Op, Reply, Topic,
     },
     connection::{Config, Delivery},
-    instance::{Action, Instance, InstanceError, LeaveReason, OpToken, Outcome, Seeded},
+    instance::{Action, Instance, InstanceError, LeaveReason, OpToken, Options, Outcome, Seeded},
     protocol::{Limits, builtin::SubscriptionMessage, encode, names},
     relay::{Membership, Relay},
     websocket::TextFrame,
@@ -46,6 +46,9 @@ use crate::{
 
 /// Shards of the instance. More than cores, so that two cores seldom want the same one.
 pub(super) const SHARDS: usize = 16;
+
+/// No deadline.
+const NEVER: Tick = Tick::MAX;
 
 /// More than a built-in's reply has around its list.
 const ENVELOPE_BYTES_MAX: usize = 128;
@@ -71,6 +74,7 @@ pub(super) struct Counters {
     pub(super) connections_total: AtomicU64,
     pub(super) handler_panics: AtomicU64,
     pub(super) handshakes_evicted: AtomicU64,
+    pub(super) record_updates_left_out: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
 }
 
@@ -98,6 +102,8 @@ pub(super) struct Inner {
     pub(super) nobody: Arc<[ConnectionId]>,
     hasher: Seeded,
     shards: Box<[Mutex<Shard>]>,
+    /// Where the timers have each shard; changed under its lock.
+    ticks: [AtomicU64; SHARDS],
     random: Mutex<ChaCha12Rng>,
     next_number: AtomicU64,
     started: AtomicBool,
@@ -119,6 +125,7 @@ pub(super) struct Parts {
     pub(super) hooks: Hooks,
     pub(super) front: Front,
     pub(super) drain_time: Duration,
+    pub(super) record_check_interval: Duration,
     pub(super) assign_id: bool,
     pub(super) client_metadata: bool,
 }
@@ -127,10 +134,21 @@ impl Inner {
     pub(super) fn new(parts: Parts) -> Self {
         let mut random = ChaCha12Rng::from_seed(parts.runtime.seed());
         let hasher = Seeded::new(&parts.runtime.seed());
-        let kept_bytes_max = parts.config.limits.queue_bytes_max;
-        let listed_bytes_max = listed_bytes_max(&parts.config.limits);
-        let shards = (0..SHARDS)
-            .map(|_| Mutex::new(Instance::new(hasher, kept_bytes_max, listed_bytes_max)));
+        let shards: Vec<_> = (0..SHARDS)
+            .map(|_| {
+                let mut seed = [0; 32];
+                random.fill_bytes(&mut seed);
+                Mutex::new(Instance::new(&Options {
+                    hasher,
+                    seed,
+                    dialect: parts.config.dialect,
+                    kept_bytes_max: parts.config.limits.queue_bytes_max,
+                    listed_bytes_max: listed_bytes_max(&parts.config.limits),
+                    record_bytes_max: parts.config.limits.record_bytes_max,
+                    record_check_interval: parts.record_check_interval,
+                }))
+            })
+            .collect();
         Self {
             timers: Arc::new(Timers::new(parts.runtime.now())),
             instance_id: InstanceId::new(format!("{:016x}", random.next_u64())),
@@ -152,7 +170,8 @@ impl Inner {
             client_metadata: parts.client_metadata,
             nobody: Arc::new([]),
             hasher,
-            shards: shards.collect(),
+            shards: shards.into(),
+            ticks: std::array::from_fn(|_| AtomicU64::new(NEVER)),
             random: Mutex::new(random),
             next_number: AtomicU64::new(0),
             started: AtomicBool::new(false),
@@ -296,11 +315,37 @@ impl Inner {
         // Asked under the lock: the end of a connection must not overtake a restoration that states it, say.
         while let Some((token, op)) = asks.pop_front() {
             if let Some(answer) = self.execute(index, token, op) {
-                shard.handle_backend(token, answer);
+                shard.handle_backend(token, answer, self.runtime.now());
                 self.carry_out(&mut shard, &mut asks);
             }
         }
+        self.arm(index, &shard);
         result
+    }
+
+    /// Tells the timers about a shard's next deadline, whose lock is held.
+    fn arm(self: &Arc<Self>, index: usize, shard: &Shard) {
+        let next = shard.poll_timeout().map(|at| self.timers.tick(at));
+        let armed = self.ticks[index].load(Ordering::Relaxed);
+        // A deadline that moved away is served when the old one fires.
+        if let Some(next) = next.filter(|next| *next < armed) {
+            self.ticks[index].store(next, Ordering::Relaxed);
+            let due = Due::Shard(Arc::downgrade(self), index);
+            let from = (armed != NEVER).then_some(armed);
+            // Connections are numbered from the other end.
+            self.timers
+                .rearm(u64::MAX - index as u64, due, from, Some(next));
+        }
+    }
+
+    /// A deadline of a shard passed, unless `tick` is an old one.
+    pub(super) fn handle_shard_timeout(self: &Arc<Self>, index: usize, tick: Tick, now: Instant) {
+        self.act(index, |shard| {
+            if self.ticks[index].load(Ordering::Relaxed) == tick {
+                self.ticks[index].store(NEVER, Ordering::Relaxed);
+                shard.handle_timeout(now);
+            }
+        });
     }
 
     /// Starts an operation. What is ready at once is returned; what is not finishes in the background.
@@ -321,7 +366,8 @@ impl Inner {
                 let server = Arc::clone(self);
                 self.runtime.spawn(Box::pin(async move {
                     let answer = answer.await;
-                    server.act(index, |shard| shard.handle_backend(token, answer));
+                    let now = server.runtime.now();
+                    server.act(index, |shard| shard.handle_backend(token, answer, now));
                 }));
                 None
             }
@@ -347,6 +393,18 @@ impl Inner {
                         }
                     }
                 }
+                Action::DeliverRecord { record, to, frame } => {
+                    let now = *now.get_or_insert_with(|| self.runtime.now());
+                    for connection in to.handles() {
+                        let delivery = connection.deliver_record(&record, frame.clone(), now);
+                        self.count_slow(connection, delivery);
+                    }
+                }
+                Action::RecordRefreshed { to, record, frame } => {
+                    let now = *now.get_or_insert_with(|| self.runtime.now());
+                    let delivery = to.refresh_record(&record, frame, now);
+                    self.count_slow(&to, delivery);
+                }
                 Action::DeliverOne { to, frames } => {
                     let now = *now.get_or_insert_with(|| self.runtime.now());
                     for frame in frames {
@@ -364,13 +422,20 @@ impl Inner {
     }
 
     pub(super) fn deliver(&self, to: &Arc<Shared>, frame: &TextFrame, now: Instant) {
-        if to.deliver(frame.clone(), now) == Delivery::Overflow {
+        self.count_slow(to, to.deliver(frame.clone(), now));
+    }
+
+    fn count_slow(&self, to: &Arc<Shared>, delivery: Delivery) {
+        if delivery == Delivery::LeftOut {
+            let left_out = &self.counters.record_updates_left_out;
+            left_out.fetch_add(1, Ordering::Relaxed);
+        } else if delivery == Delivery::Overflow {
             self.counters.slow_consumers.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(connection = %to.id, "closed a client too slow for its queue");
         }
     }
 
-    fn complete(&self, completion: Completion, result: Result<Outcome, InstanceError>) {
+    pub(super) fn complete(&self, completion: Completion, result: Result<Outcome, InstanceError>) {
         match completion {
             Completion::Caller(caller) => {
                 // Whoever asked may have gone meanwhile.
@@ -411,6 +476,13 @@ impl Inner {
         self.lock_shard(self.shard_of(id.as_str())).metadata(id)
     }
 
+    /// How often records were read again.
+    pub(super) fn record_resyncs(&self) -> u64 {
+        (0..SHARDS)
+            .map(|index| self.lock_shard(index).record_resyncs())
+            .sum()
+    }
+
     /// What a connection holds here.
     pub(super) fn memberships(&self, id: &ConnectionId) -> Vec<Membership> {
         let mut memberships = Vec::new();
@@ -418,6 +490,7 @@ impl Inner {
             let shard = self.lock_shard(index);
             memberships.extend(shard.rooms_of(id).into_iter().map(Membership::Room));
             memberships.extend(shard.channels_of(id).into_iter().map(Membership::Channel));
+            memberships.extend(shard.records_of(id).into_iter().map(Membership::Record));
         }
         memberships
     }
@@ -444,8 +517,16 @@ impl Inner {
                     shard.handle_metadata_changed(&connection, document);
                 });
             }
-            // No record is listened to yet.
-            Notice::RecordChanged { .. } => return,
+            Notice::RecordChanged {
+                record,
+                base,
+                changes,
+            } => {
+                let now = self.runtime.now();
+                return self.with_shard(&record, |shard| {
+                    shard.handle_record_changed(&record, base, changes, now);
+                });
+            }
             Notice::RoomCleared { room, generation } => {
                 return self
                     .with_shard(&room, |shard| shard.handle_room_cleared(&room, generation));
@@ -596,6 +677,13 @@ impl Inner {
                 })
                 .await
             }
+            Membership::Record(record) => {
+                let now = self.runtime.now();
+                self.request(record, |shard, done| {
+                    shard.unsubscribe_record(record, connection, done, now);
+                })
+                .await
+            }
             Membership::Room(room) => {
                 self.request(room, |shard, done| {
                     shard.leave(room, connection.clone(), done);
@@ -617,7 +705,7 @@ impl Inner {
         let rooms = self.memberships(connection).into_iter();
         let rooms = rooms.filter_map(|membership| match membership {
             Membership::Room(room) => Some(room),
-            Membership::Channel(_) => None,
+            Membership::Channel(_) | Membership::Record(_) => None,
         });
         // Side by side: each of them waits for the backend.
         let left = join_all(rooms.map(|room| async move {
@@ -634,6 +722,12 @@ impl Inner {
         for membership in self.memberships(connection.id()) {
             let (kind, name) = match &membership {
                 Membership::Channel(name) => (Kind::Channel, name),
+                Membership::Record(record) => {
+                    if !Inside(pin!(self.may_read(connection, record))).await {
+                        self.revoke_local(connection.id(), &membership).await;
+                    }
+                    continue;
+                }
                 // The application's own doing is not for the guards of clients to judge.
                 Membership::Room(name) if !registry.covers(Kind::Room, name) => continue,
                 Membership::Room(name) => (Kind::Room, name),

@@ -611,6 +611,8 @@ pub(super) struct Mood {
     /// Every operation fails, without effect.
     lost: Arc<AtomicBool>,
     deaf: Arc<AtomicBool>,
+    /// Answers that wait for the gate get lost.
+    losing: Arc<AtomicBool>,
     returns: Arc<AtomicU64>,
     /// Notices of the backend's own.
     teller: Option<mpsc::UnboundedSender<Vec<Notice>>>,
@@ -621,6 +623,12 @@ impl Mood {
     pub(super) fn lose(&self) {
         self.lost.store(true, Ordering::Relaxed);
         self.tell(Notice::Lost);
+    }
+
+    /// Answers that wait for the gate are lost in place of given.
+    pub(super) fn fail_waiting(&self) {
+        self.losing.store(true, Ordering::Relaxed);
+        self.gate.open();
     }
 
     /// The store is back.
@@ -684,10 +692,14 @@ impl Backend for Moody {
         }
         let slow = is(&self.mood.slow).then(|| self.mood.gate.wait());
         let inner = Arc::clone(&self.inner);
+        let losing = Arc::clone(&self.mood.losing);
         Box::pin(async move {
             let reply = inner.execute(op).await;
             if let Some(opened) = slow {
                 opened.await;
+                if losing.load(Ordering::Relaxed) {
+                    return Err(BackendError::Unavailable("moody".to_owned()));
+                }
             }
             reply
         })

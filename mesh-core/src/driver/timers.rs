@@ -1,7 +1,7 @@
-//! One timer for all connections of a server.
+//! One timer for all connections and shards of a server.
 //!
-//! A connection's next deadline (a ping, a probe, the end of its closing time) is an entry here, not a timer of
-//! the runtime. Deadlines are rounded up to a tick, so that one wake-up serves many.
+//! The next deadline of a connection (a ping, a probe, the end of its closing time) or of a shard (a check of its records) is an entry here,
+//! not a timer of the runtime. Deadlines are rounded up to a tick, so that one wake-up serves many.
 
 use std::{
     collections::BTreeMap,
@@ -15,16 +15,41 @@ use std::{
 use super::{
     connection::Shared,
     runtime::{Runtime, Timer},
+    server::Inner,
 };
 
 /// What deadlines are rounded up to.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Connections served in one go before other tasks have their turn.
+/// Deadlines served in one go before other tasks have their turn.
 const BATCH: usize = 256;
 
 /// A deadline, in ticks since the server was built.
 pub(super) type Tick = u64;
+
+/// Whose deadline it is.
+#[derive(Clone, Debug)]
+pub(super) enum Due {
+    Connection(Weak<Shared>),
+    Shard(Weak<Inner>, usize),
+}
+
+impl Due {
+    fn serve(self, tick: Tick, now: Instant) {
+        match self {
+            Self::Connection(connection) => {
+                if let Some(connection) = connection.upgrade() {
+                    connection.handle_timeout(tick, now);
+                }
+            }
+            Self::Shard(server, index) => {
+                if let Some(server) = server.upgrade() {
+                    server.handle_shard_timeout(index, tick, now);
+                }
+            }
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Timers {
@@ -35,7 +60,7 @@ pub(super) struct Timers {
 #[derive(Debug, Default)]
 struct State {
     /// Who is due when; the number makes keys unique.
-    due: BTreeMap<(Tick, u64), Weak<Shared>>,
+    due: BTreeMap<(Tick, u64), Due>,
     /// The tick that the ticker sleeps until.
     armed: Option<Tick>,
     waker: Option<Waker>,
@@ -65,14 +90,8 @@ impl Timers {
         self.epoch + Duration::from_nanos(tick.saturating_mul(nanos))
     }
 
-    /// Moves a connection's entry from one tick to another; either may be none.
-    pub(super) fn rearm(
-        &self,
-        number: u64,
-        connection: &Weak<Shared>,
-        from: Option<Tick>,
-        to: Option<Tick>,
-    ) {
+    /// Moves an entry from one tick to another; either may be none. No two may have one number.
+    pub(super) fn rearm(&self, number: u64, due: Due, from: Option<Tick>, to: Option<Tick>) {
         let mut state = self.state();
         if let Some(from) = from {
             state.due.remove(&(from, number));
@@ -80,7 +99,7 @@ impl Timers {
         let Some(to) = to else {
             return;
         };
-        state.due.insert((to, number), connection.clone());
+        state.due.insert((to, number), due);
         if state.armed.is_none_or(|armed| to < armed)
             && let Some(waker) = state.waker.take()
         {
@@ -101,18 +120,18 @@ impl Timers {
     }
 
     /// Takes what is due, at most [`BATCH`].
-    fn pop_due(&self, now: Instant) -> Vec<(Tick, Weak<Shared>)> {
+    fn pop_due(&self, now: Instant) -> Vec<(Tick, Due)> {
         let now = now.saturating_duration_since(self.epoch).as_nanos() / TICK.as_nanos();
         let mut state = self.state();
-        let mut due = Vec::new();
-        while due.len() < BATCH
+        let mut all = Vec::new();
+        while all.len() < BATCH
             && let Some(entry) = state.due.first_entry()
             && u128::from(entry.key().0) <= now
         {
-            let ((tick, _), connection) = entry.remove_entry();
-            due.push((tick, connection));
+            let ((tick, _), due) = entry.remove_entry();
+            all.push((tick, due));
         }
-        due
+        all
     }
 }
 
@@ -140,12 +159,10 @@ impl Future for Ticker {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         let now = this.runtime.now();
-        let due = this.timers.pop_due(now);
-        let more = due.len() == BATCH;
-        for (tick, connection) in due {
-            if let Some(connection) = connection.upgrade() {
-                connection.handle_timeout(tick, now);
-            }
+        let all = this.timers.pop_due(now);
+        let more = all.len() == BATCH;
+        for (tick, due) in all {
+            due.serve(tick, now);
         }
         if more {
             cx.waker().wake_by_ref();

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::members::{KEPT_CAPACITY, Members};
 use crate::{
-    backend::{BackendError, ConnectionId, Json, Name, Op},
+    backend::{BackendError, ConnectionId, Json, Name, Op, Record, Version},
     websocket::TextFrame,
 };
 
@@ -45,6 +45,16 @@ pub enum Action<C, T> {
         /// The event.
         frame: TextFrame,
     },
+    /// Hand a version of a record to its subscribers. One that is too slow may be handed a later one in place of it, which
+    /// [`Instance::refresh_record`](super::Instance::refresh_record) tells.
+    DeliverRecord {
+        /// The record.
+        record: Name,
+        /// To whom.
+        to: Members<C>,
+        /// The event.
+        frame: TextFrame,
+    },
     /// Hand events to one, in this order.
     DeliverOne {
         /// To whom.
@@ -60,6 +70,15 @@ pub enum Action<C, T> {
         connection: ConnectionId,
         /// Why.
         reason: LeaveReason,
+    },
+    /// A subscriber of a record is told how it is now, or it is none any more.
+    RecordRefreshed {
+        /// Who asked.
+        to: C,
+        /// The record.
+        record: Name,
+        /// The event; `None` where there is no subscription, or another event will tell.
+        frame: Option<TextFrame>,
     },
     /// The room that a join or subscription took in its connection's limit is free again.
     Release(C),
@@ -89,6 +108,8 @@ pub enum Outcome {
     },
     /// A connection is closed: it is in no room and no list.
     Closed,
+    /// The number of a deletion's version; `None` where nothing was stored.
+    Deleted(Option<u64>),
     /// A connection is a member, and events reach it from here on.
     Joined {
         /// It was none before.
@@ -102,6 +123,8 @@ pub enum Outcome {
     Metadata(Json),
     /// A connection is registered, or will be once the store is back.
     Opened,
+    /// A connection is subscribed to a record that is this, and later versions reach it from here on.
+    RecordSubscribed(Record),
     /// The store has all that this shard holds.
     Restored,
     /// A connection is subscribed, and messages reach it from here on.
@@ -111,6 +134,15 @@ pub enum Outcome {
     },
     /// A connection is not subscribed; true if it was.
     Unsubscribed(bool),
+    /// A request to change a record was withdrawn by its own function.
+    Withdrawn,
+    /// A record has this value.
+    Written {
+        /// Its version.
+        version: u64,
+        /// This made the version; otherwise the value was the same before.
+        changed: bool,
+    },
 }
 
 /// Why a request failed.
@@ -129,10 +161,21 @@ pub enum InstanceError {
         /// The limit in bytes.
         max: usize,
     },
+    /// Too many writes of one record wait for each other.
+    #[error("too many changes of the record are under way")]
+    TooManyWrites,
     /// The history or the members are more than one answer may hold.
     #[error("the answer would be over the limit of {max} bytes")]
     TooLong {
         /// The limit in bytes.
+        max: usize,
+    },
+    /// What a merge makes of a record is too long.
+    #[error("the record would be {len} bytes long, more than {max}")]
+    ValueTooLong {
+        /// The length it would have, in bytes.
+        len: usize,
+        /// The longest allowed, in bytes.
         max: usize,
     },
 }
@@ -148,6 +191,18 @@ pub(super) enum Origin {
     Connection(ConnectionId),
     /// Nothing depends on the answer.
     Nobody,
+    /// The versions that were held against the store's.
+    RecordCheck(Vec<(Name, Version)>),
+    RecordFetch {
+        record: Name,
+        fetch: u64,
+    },
+    RecordTopic(Name),
+    RecordWrite {
+        record: Name,
+        /// How often the store had come back when it was asked.
+        returns: u64,
+    },
     /// A part of the restoration of this number.
     Restore(u64),
     RoomRequest {

@@ -1,11 +1,11 @@
-//! Who gets what on this instance: its connections, and their rooms and channels.
+//! Who gets what on this instance: its connections, and their rooms, channels and records.
 //!
 //! One [`Instance`] is one shard: a driver keeps several, by the hash of a key, so that cores work side by side. Each is
-//! complete in itself. Connections live in the shard of their id, rooms and channels in that of their name; a connection that
+//! complete in itself. Connections live in the shard of their id, rooms, channels and records in that of their name; a connection that
 //! goes is told to every shard.
 //!
 //! ```text
-//!   join · leave · clear · subscribe · unsubscribe · open · close     ┌──────────┐  Backend{token, op}
+//!   join · leave · clear · subscribe · unsubscribe · write · open …    ┌──────────┐  Backend{token, op}
 //!   ────────────────────────────────────────────────────────────────▶ │ Instance │ ─────────────────▶ driver
 //!   handle_backend(token, result) · messages of topics                 └──────────┘  Complete · Deliver · Release
 //! ```
@@ -17,6 +17,7 @@ mod actions;
 mod channels;
 mod directory;
 mod members;
+mod records;
 mod restoration;
 mod rooms;
 mod topic;
@@ -24,20 +25,48 @@ mod topic;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 pub use actions::{Action, InstanceError, LeaveReason, OpToken, Outcome};
 use actions::{Actions, Origin};
 use channels::Channels;
 use directory::Directory;
 pub use members::{Members, Seeded};
+pub use records::{RecordWrite, Update};
+use records::{Records, Subscribe};
 use restoration::{Part, Restoration};
 use rooms::Rooms;
 
 use crate::{
-    backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, Reply},
+    backend::{
+        BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, RecordChange, Reply,
+        Version,
+    },
+    protocol::{Dialect, builtin::RecordMode},
     websocket::TextFrame,
 };
+
+/// What a shard is told when it is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For its tables, and for the choice of a shard.
+    pub hasher: Seeded,
+    /// Entropy for the stamps of versions; every shard needs its own.
+    pub seed: [u8; 32],
+    /// The names of events.
+    pub dialect: Dialect,
+    /// What may arrive on a channel while a subscription to it is under way, in bytes.
+    pub kept_bytes_max: usize,
+    /// The history or the members that an answer tells, in bytes of JSON.
+    pub listed_bytes_max: usize,
+    /// The longest value of a record, in bytes.
+    pub record_bytes_max: usize,
+    /// How often records with subscribers are held against the store, at least.
+    pub record_check_interval: Duration,
+}
 
 /// One shard of an instance.
 ///
@@ -47,19 +76,22 @@ pub struct Instance<C, T> {
     actions: Actions<C, T>,
     channels: Channels<C, T>,
     directory: Directory<C, T>,
+    records: Records<C, T>,
     rooms: Rooms<C, T>,
     restoration: Option<Restoration<T>>,
     restorations: u64,
 }
 
 impl<C: Clone, T> Instance<C, T> {
-    /// An empty shard. `kept_bytes_max` bounds what arrives on a channel while a subscription to it is under way, `listed_bytes_max`
-    /// the history or the members, as JSON, that an answer tells.
-    pub fn new(hasher: Seeded, kept_bytes_max: usize, listed_bytes_max: usize) -> Self {
+    /// An empty shard.
+    pub fn new(options: &Options) -> Self {
+        let hasher = options.hasher;
+        let listed_bytes_max = options.listed_bytes_max;
         Self {
             actions: Actions::new(),
-            channels: Channels::new(hasher, kept_bytes_max, listed_bytes_max),
+            channels: Channels::new(hasher, options.kept_bytes_max, listed_bytes_max),
             directory: Directory::new(hasher),
+            records: Records::new(options),
             rooms: Rooms::new(hasher, listed_bytes_max),
             restoration: None,
             restorations: 0,
@@ -80,13 +112,14 @@ impl<C: Clone, T> Instance<C, T> {
         self.directory.close(id, token, &mut self.actions);
     }
 
-    /// A connection is over, whatever shard it belongs to: it leaves the rooms and channels of this one at once.
+    /// A connection is over, whatever shard it belongs to: it leaves the rooms, channels and records of this one at once.
     ///
     /// A shard does not remember who is gone: hold back a join or subscription that comes later, or call this once more
     /// right behind it.
-    pub fn handle_gone(&mut self, id: &ConnectionId) {
+    pub fn handle_gone(&mut self, id: &ConnectionId, now: Instant) {
         self.rooms.handle_gone(id, &mut self.actions);
         self.channels.handle_gone(id, &mut self.actions);
+        self.records.handle_gone(id, now, &mut self.actions);
     }
 
     /// Makes a local connection a member. Answered with [`Outcome::Joined`] once that is in force; with
@@ -131,8 +164,9 @@ impl<C: Clone, T> Instance<C, T> {
     /// is about to be lost and restored once more. One that is not at its end when the next begins has failed.
     ///
     /// `gap` makes the frame that tells the subscribers of a channel that they may have missed messages.
-    pub fn handle_restored(&mut self, gap: impl Fn(&Name) -> TextFrame, token: T) {
+    pub fn handle_restored(&mut self, gap: impl Fn(&Name) -> TextFrame, token: T, now: Instant) {
         self.channels.handle_restored(gap, &mut self.actions);
+        self.records.handle_restored(now, &mut self.actions);
         self.state_again(token);
     }
 
@@ -212,6 +246,67 @@ impl<C: Clone, T> Instance<C, T> {
             .unsubscribe(channel, id, token, &mut self.actions);
     }
 
+    /// Subscribes a local connection to a record. Answered with [`Outcome::RecordSubscribed`]; every later version follows the answer, as
+    /// whole values or as patches. One that is subscribed already has the other mode from then on.
+    pub fn subscribe_record(
+        &mut self,
+        record: &Name,
+        id: ConnectionId,
+        handle: C,
+        mode: RecordMode,
+        token: T,
+        now: Instant,
+    ) {
+        let subscribe = Subscribe {
+            id,
+            handle,
+            mode,
+            token,
+        };
+        self.records
+            .subscribe(record, subscribe, now, &mut self.actions);
+    }
+
+    /// Ends a subscription to a record. No version reaches the connection after [`Outcome::Unsubscribed`].
+    pub fn unsubscribe_record(&mut self, record: &Name, id: &ConnectionId, token: T, now: Instant) {
+        self.records
+            .unsubscribe(record, id, token, now, &mut self.actions);
+    }
+
+    /// A subscriber was too slow for versions of a record, and has the room now to be told how it is. Answered with exactly one
+    /// [`Action::RecordRefreshed`].
+    pub fn refresh_record(&mut self, record: &Name, id: &ConnectionId, handle: C, now: Instant) {
+        self.records
+            .refresh(record, id, handle, now, &mut self.actions);
+    }
+
+    /// Changes a record. Answered with [`Outcome::Written`], [`Outcome::Deleted`] or [`Outcome::Withdrawn`], once the subscribers of this
+    /// instance have been handed the version.
+    ///
+    /// An operation whose outcome is unknown, as the store went, is repeated when that is back, and makes one version all the same. It fails
+    /// after five seconds.
+    pub fn write_record(&mut self, record: &Name, write: RecordWrite, token: T, now: Instant) {
+        self.records
+            .write(record, write, token, now, &mut self.actions);
+    }
+
+    /// The backend tells of versions of a record.
+    pub fn handle_record_changed(
+        &mut self,
+        record: &Name,
+        base: Version,
+        changes: Vec<RecordChange>,
+        now: Instant,
+    ) {
+        self.records
+            .handle_changed(record, base, changes, now, &mut self.actions);
+    }
+
+    /// The backend cannot be reached: what would need it to change a record fails at once.
+    pub fn handle_lost(&mut self) {
+        self.records.handle_lost();
+    }
+
     /// Changes the metadata of a connection of this shard. Answered with [`Outcome::Metadata`].
     pub fn set_metadata(&mut self, id: &ConnectionId, change: MetadataChange, token: T) {
         self.directory
@@ -240,7 +335,12 @@ impl<C: Clone, T> Instance<C, T> {
     }
 
     /// The answer to an operation. One that was not asked for is ignored.
-    pub fn handle_backend(&mut self, token: OpToken, result: Result<Reply, BackendError>) {
+    pub fn handle_backend(
+        &mut self,
+        token: OpToken,
+        result: Result<Reply, BackendError>,
+        now: Instant,
+    ) {
         let actions = &mut self.actions;
         match actions.answered(token) {
             Some(Origin::ChannelHistory { channel, grant }) => {
@@ -252,6 +352,20 @@ impl<C: Clone, T> Instance<C, T> {
             }
             Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
             Some(Origin::Nobody) | None => {}
+            Some(Origin::RecordCheck(asked)) => {
+                self.records.handle_checked(asked, result, now, actions);
+            }
+            Some(Origin::RecordFetch { record, fetch }) => {
+                self.records
+                    .handle_fetched(&record, fetch, result, now, actions);
+            }
+            Some(Origin::RecordTopic(record)) => {
+                self.records.handle_topic(&record, &result, now, actions);
+            }
+            Some(Origin::RecordWrite { record, returns }) => {
+                self.records
+                    .handle_written(&record, returns, result, now, actions);
+            }
             Some(Origin::Restore(number)) => self.handle_part(number, result),
             Some(Origin::RoomRequest { room, request }) => {
                 self.rooms.handle_request(&room, request, result, actions);
@@ -282,6 +396,16 @@ impl<C: Clone, T> Instance<C, T> {
         }
         self.handle_stated(&part, number);
         self.state_next();
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is next wanted, if ever.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.records.poll_timeout()
+    }
+
+    /// Advances time to `now`. Calling it early is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.records.handle_timeout(now, &mut self.actions);
     }
 
     /// The next thing to do, oldest first. Drain it after every call that may have caused one, before anything else is let in.
@@ -334,6 +458,21 @@ impl<C: Clone, T> Instance<C, T> {
         self.channels.channels_of(id)
     }
 
+    /// Is a local connection subscribed to a record of this shard?
+    pub fn is_record_subscribed(&self, record: &str, id: &ConnectionId) -> bool {
+        self.records.is_subscribed(record, id)
+    }
+
+    /// How often a record with subscribers was read again, since versions of it may have been missed.
+    pub fn record_resyncs(&self) -> u64 {
+        self.records.resyncs()
+    }
+
+    /// The records of this shard that a local connection is subscribed to.
+    pub fn records_of(&self, id: &ConnectionId) -> Vec<Name> {
+        self.records.records_of(id)
+    }
+
     /// How many entries each table has room for.
     #[cfg(test)]
     fn capacities(&self) -> Vec<usize> {
@@ -341,9 +480,22 @@ impl<C: Clone, T> Instance<C, T> {
             self.rooms.capacities(),
             self.channels.capacities(),
             self.directory.capacities(),
+            self.records.capacities(),
             vec![self.actions.capacity()],
         ]
         .concat()
+    }
+
+    /// What states the follower and the writers of a record are in.
+    #[cfg(test)]
+    fn record_states(&self, record: &Name) -> (&'static str, &'static str) {
+        self.records.states(record)
+    }
+
+    /// What the subscribers of a record were told last.
+    #[cfg(test)]
+    fn record_version(&self, record: &Name) -> Option<Version> {
+        self.records.version(record)
     }
 
     /// Holds all tables against each other.
@@ -359,7 +511,8 @@ impl<C: Clone, T> Instance<C, T> {
             self.rooms.check(),
             self.channels.check(),
             self.directory.check(),
+            self.records.check_tables(),
         ];
-        empty == [true; 3]
+        empty == [true; 4]
     }
 }

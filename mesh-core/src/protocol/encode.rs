@@ -83,6 +83,40 @@ pub fn event_raw(command: &str, payload: &str) -> TextFrame {
     raw(None, command, payload)
 }
 
+/// A version of a record: `{"recordId":R,"full":V,"version":N}`, or with a patch in place of the value. Both are JSON text.
+pub(crate) fn record_update(
+    event: &str,
+    record: &str,
+    (key, json): (&str, &str),
+    version: u64,
+) -> TextFrame {
+    /// More than the rest takes, unless names have escapes.
+    const AROUND: usize = 96;
+    frame(None, event, |buffer| {
+        buffer.reserve(record.len() + json.len() + AROUND);
+        buffer.extend_from_slice(b"{\"recordId\":");
+        string(buffer, record);
+        buffer.extend_from_slice(b",\"");
+        buffer.extend_from_slice(key.as_bytes());
+        buffer.extend_from_slice(b"\":");
+        buffer.extend_from_slice(json.as_bytes());
+        buffer.extend_from_slice(b",\"version\":");
+        buffer.extend_from_slice(version.to_string().as_bytes());
+        buffer.push(b'}');
+    })
+}
+
+/// The deletion of a record: `{"recordId":R,"version":N}`.
+pub(crate) fn record_deleted(event: &str, record: &str, version: u64) -> TextFrame {
+    frame(None, event, |buffer| {
+        buffer.extend_from_slice(b"{\"recordId\":");
+        string(buffer, record);
+        buffer.extend_from_slice(b",\"version\":");
+        buffer.extend_from_slice(version.to_string().as_bytes());
+        buffer.push(b'}');
+    })
+}
+
 /// A command from a client; with an `id` it wants a reply.
 ///
 /// # Errors

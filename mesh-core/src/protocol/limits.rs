@@ -18,6 +18,8 @@ pub struct Limits {
     pub in_flight_bytes_max: usize,
     /// The largest metadata document, in bytes. Default 64 KiB; over it: `EINVALID`.
     pub metadata_bytes_max: usize,
+    /// The largest value of a record, in bytes. Default 1 MiB; over it: `EINVALID`. It is no more than a reply can tell. Give all instances the same.
+    pub record_bytes_max: usize,
     /// The most messages that a channel's history keeps. Default 10 000; over it: a usage error.
     pub history_max: usize,
     /// The largest message between instances, in bytes: a channel's message, or an event with the ids that it is for or not for. Default
@@ -56,6 +58,7 @@ impl Default for Limits {
             in_flight_max: 1_024,
             in_flight_bytes_max: 8 << 20,
             metadata_bytes_max: 64 << 10,
+            record_bytes_max: 1 << 20,
             history_max: 10_000,
             backend_message_bytes_max: 1 << 20,
             reply_bytes_max: 16 << 20,

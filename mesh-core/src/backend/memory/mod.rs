@@ -3,7 +3,7 @@
 mod merge;
 #[cfg(test)]
 mod model;
-mod records;
+pub(crate) mod records;
 mod store;
 #[cfg(test)]
 mod tests;

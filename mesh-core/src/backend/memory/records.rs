@@ -12,7 +12,7 @@ use super::super::{
 
 /// All records, those that are deleted included.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Records {
+pub(crate) struct Records {
     records: BTreeMap<Name, Stored>,
 }
 
@@ -34,18 +34,18 @@ struct Answer {
 }
 
 impl Records {
-    pub(super) fn record(&self, name: &Name) -> Record {
+    pub(crate) fn record(&self, name: &Name) -> Record {
         let stored = self.records.get(name);
         stored.map(|it| it.record.clone()).unwrap_or_default()
     }
 
-    pub(super) fn version(&self, name: &Name) -> Version {
+    pub(crate) fn version(&self, name: &Name) -> Version {
         let stored = self.records.get(name);
         stored.map(|it| it.record.version).unwrap_or_default()
     }
 
     /// Makes versions, and says what the subscribers are to be told.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         &mut self,
         name: Name,
         base: Version,
@@ -84,7 +84,7 @@ impl Records {
     }
 
     /// Takes a value away, and says what the subscribers are to be told.
-    pub(super) fn delete(
+    pub(crate) fn delete(
         &mut self,
         name: Name,
         stamp: u64,
@@ -111,6 +111,16 @@ impl Records {
             changes: vec![RecordChange { stamp, kind }],
         };
         (Reply::Deleted(Some(number)), Some(notice))
+    }
+
+    /// Loses all versions of a record but these.
+    #[cfg(test)]
+    pub(crate) fn roll_back(&mut self, name: &Name, kept: &[(Version, Option<Json>)]) {
+        self.records.remove(name);
+        if let Some((version, value)) = kept.last().cloned() {
+            let stored = self.records.entry(name.clone()).or_default();
+            stored.record = Record { value, version };
+        }
     }
 
     /// Forgets what was deleted longer ago.

@@ -7,3 +7,4 @@ mod front_door;
 mod lifecycle;
 mod memberships;
 mod outage;
+mod records;

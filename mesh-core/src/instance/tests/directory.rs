@@ -28,7 +28,7 @@ fn changed(json: &str, revision: u64) -> Reply {
 
 fn restored(shard: &mut Shard, token: u32) -> Vec<String> {
     let gap = |channel: &crate::backend::Name| crate::websocket::TextFrame::new(channel);
-    shard.instance.handle_restored(gap, token);
+    shard.instance.handle_restored(gap, token, super::origin());
     shard.told()
 }
 

@@ -3,13 +3,20 @@
 mod channels;
 mod directory;
 mod properties;
+mod records;
 mod rooms;
 mod store;
 mod world;
 
-use super::{Action, Instance, InstanceError, OpToken, Outcome, Seeded};
+use std::{
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use super::{Action, Instance, InstanceError, OpToken, Options, Outcome, Seeded};
 use crate::{
-    backend::{BackendError, ConnectionId, Name, Op, Reply, Topic},
+    backend::{BackendError, ConnectionId, Name, Op, Record, Reply, Topic},
+    protocol::{Dialect, builtin::RecordMode},
     websocket::TextFrame,
 };
 
@@ -26,6 +33,27 @@ const KNOWN: Reply = Reply::Joined {
 const KEPT_BYTES_MAX: usize = 16;
 const LISTED_BYTES_MAX: usize = 64;
 
+fn options(kept_bytes_max: usize, listed_bytes_max: usize) -> Options {
+    Options {
+        hasher: Seeded::new(&[7; 32]),
+        seed: [7; 32],
+        dialect: Dialect::MESH,
+        kept_bytes_max,
+        listed_bytes_max,
+        record_bytes_max: 1 << 20,
+        record_check_interval: Duration::from_secs(10),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an arbitrary origin; every later instant is simulated"
+)]
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
+}
+
 /// A shard whose connections are numbers, `c1` having the handle 1, and which tells what it does in words.
 struct Shard {
     instance: Instance<u32, u32>,
@@ -35,7 +63,7 @@ struct Shard {
 impl Shard {
     fn new() -> Self {
         Self {
-            instance: Instance::new(Seeded::new(&[7; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX),
+            instance: Instance::new(&options(KEPT_BYTES_MAX, LISTED_BYTES_MAX)),
             asked: Vec::new(),
         }
     }
@@ -83,19 +111,20 @@ impl Shard {
     }
 
     fn gone(&mut self, connection: u32) -> Vec<String> {
-        self.instance.handle_gone(&id(connection));
+        self.instance.handle_gone(&id(connection), origin());
         self.told()
     }
 
     /// Answers the operation that was asked for as number `op`, counted from 1.
     fn ok(&mut self, op: usize, reply: Reply) -> Vec<String> {
-        self.instance.handle_backend(self.asked[op - 1], Ok(reply));
+        self.instance
+            .handle_backend(self.asked[op - 1], Ok(reply), origin());
         self.told()
     }
 
     fn fail(&mut self, op: usize) -> Vec<String> {
         self.instance
-            .handle_backend(self.asked[op - 1], Err(unavailable()));
+            .handle_backend(self.asked[op - 1], Err(unavailable()), origin());
         self.told()
     }
 
@@ -124,6 +153,9 @@ impl Shard {
                     format!("to {to}: {}", frames.join(" "))
                 }
                 Action::Left { .. } => continue,
+                Action::DeliverRecord { .. } | Action::RecordRefreshed { .. } => {
+                    panic!("nobody has to do with records")
+                }
                 Action::Release(connection) => format!("release {connection}"),
             };
             told.push(word);
@@ -185,7 +217,7 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
     let mut shard = Shard::new();
     shard
         .instance
-        .handle_backend(other.asked[1], Ok(Reply::Done));
+        .handle_backend(other.asked[1], Ok(Reply::Done), origin());
     assert!(shard.told().is_empty());
     shard.join("r", 1, 1);
     assert_eq!(shard.ok(1, Reply::Done), ["2: i.1 joins r"]);
@@ -199,7 +231,7 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
 fn memory_comes_back_when_a_crowd_has_left() {
     const CROWD: u32 = 2_000;
     const REST: u32 = 10;
-    let mut instance = Instance::new(Seeded::new(&[7; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX);
+    let mut instance = Instance::new(&options(KEPT_BYTES_MAX, LISTED_BYTES_MAX));
     // The actions of all are drained at once, as if they had come in one go.
     let settle = |instance: &mut Instance<u32, u32>| loop {
         let mut ops = Vec::new();
@@ -216,9 +248,10 @@ fn memory_comes_back_when_a_crowd_has_left() {
         for (token, op) in ops {
             let reply = match op {
                 Op::JoinRoom { .. } => Reply::Flag(true),
+                Op::Record { .. } => Reply::Record(Record::default()),
                 _ => Reply::Done,
             };
-            instance.handle_backend(token, Ok(reply));
+            instance.handle_backend(token, Ok(reply), origin());
         }
     };
     let connect = |instance: &mut Instance<u32, u32>, n: u32| {
@@ -227,6 +260,7 @@ fn memory_comes_back_when_a_crowd_has_left() {
         for name in [&own, &all] {
             instance.join(name, id(n), n, false, 0);
             instance.subscribe(name, id(n), n, 0, 0);
+            instance.subscribe_record(name, id(n), n, RecordMode::Patch, 0, origin());
         }
     };
     (0..REST).for_each(|n| connect(&mut instance, n));
@@ -248,7 +282,7 @@ fn memory_comes_back_when_a_crowd_has_left() {
         "{tables:?}"
     );
     for n in REST..CROWD {
-        instance.handle_gone(&id(n));
+        instance.handle_gone(&id(n), origin());
         instance.handle_close(&id(n), 0);
     }
     settle(&mut instance);

@@ -283,7 +283,9 @@ fn a_connection_that_the_backend_does_not_know_joins_nothing() {
     shard.join("r", 1, 1);
     shard.ok(1, Reply::Done);
     let refused = Err(BackendError::UnknownConnection);
-    shard.instance.handle_backend(shard.asked[1], refused);
+    shard
+        .instance
+        .handle_backend(shard.asked[1], refused, super::origin());
     assert_eq!(
         shard.told(),
         [

@@ -10,10 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{id, store::Store, unavailable};
+use super::{id, options, origin, store::Store, unavailable};
 use crate::{
     backend::{BackendError, ConnectionId, Document, Json, MetadataChange, Name, Op, Reply, Topic},
-    instance::{Action, Instance, OpToken, Seeded},
+    instance::{Action, Instance, OpToken},
     websocket::TextFrame,
 };
 
@@ -202,7 +202,7 @@ impl World {
     pub(super) fn new() -> Self {
         let mut world = Self {
             log: Vec::new(),
-            instance: Instance::new(Seeded::new(&[3; 32]), KEPT_BYTES_MAX, LISTED_BYTES_MAX),
+            instance: Instance::new(&options(KEPT_BYTES_MAX, LISTED_BYTES_MAX)),
             store: Store::default(),
             connections: BTreeMap::new(),
             places: [0; 3],
@@ -240,7 +240,8 @@ impl World {
             Step::AnswerAgain(at) => {
                 if !self.answered.is_empty() {
                     let token = self.answered[at % self.answered.len()];
-                    self.instance.handle_backend(token, Ok(Reply::Done));
+                    self.instance
+                        .handle_backend(token, Ok(Reply::Done), origin());
                     let action = self.instance.poll_action();
                     assert!(action.is_none(), "an old answer caused {action:?}");
                 }
@@ -438,8 +439,11 @@ impl World {
             self.unknown_connections.insert(id(*of));
         }
         let token = self.request(Request::Restore);
-        self.instance
-            .handle_restored(|channel| TextFrame::new(&format!("gap {channel}")), token);
+        self.instance.handle_restored(
+            |channel| TextFrame::new(&format!("gap {channel}")),
+            token,
+            origin(),
+        );
     }
 
     /// A room is in this generation, so whoever is here of an older one is out.
@@ -497,7 +501,7 @@ impl World {
         connection.gone = true;
         connection.rooms.clear();
         connection.channels.clear();
-        self.instance.handle_gone(&id(of));
+        self.instance.handle_gone(&id(of), origin());
     }
 
     /// Was the end of this connection told already? Then the shard does not remember it.
@@ -623,7 +627,7 @@ impl World {
         };
         self.answered.push(token);
         self.note(&op, &result, dead);
-        self.instance.handle_backend(token, result);
+        self.instance.handle_backend(token, result, origin());
         self.settle();
     }
 
@@ -732,6 +736,9 @@ impl World {
                     continue;
                 }
                 Action::Release(of) => self.connection(of).released += 1,
+                Action::DeliverRecord { .. } | Action::RecordRefreshed { .. } => {
+                    panic!("nobody has to do with records")
+                }
             }
             self.expect_nothing_owed();
         }

@@ -1,0 +1,385 @@
+//! One record as its subscribers here see it: version after version (`protocol.md`, section 6).
+//!
+//! ```text
+//!   Behind ──asked──▶ Fetching ──fetched──▶ Live ──something is ahead──▶ Gap ──it came──▶ Live
+//!     ▲                  │ failed            │ another history            │ 250 ms
+//!     └──────────────────┴───────────────────┴────────────────────────────┘
+//! ```
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use super::snapshot::Snapshot;
+use crate::backend::{Json, Record, RecordChangeKind, Version};
+
+/// How long what lies between may take, once something newer is known. The reply to a publish overtakes notices of other publishes, but
+/// not by more.
+const HOLD_TIME: Duration = Duration::from_millis(250);
+
+/// Updates ahead that are held at most.
+const HELD_UPDATES_MAX: usize = 64;
+
+/// Bytes of them.
+const HELD_BYTES_MAX: usize = 1 << 20;
+
+/// A change of a record, and its value where that is at hand.
+#[derive(Clone, Debug)]
+pub(super) struct Change {
+    pub(super) stamp: u64,
+    pub(super) kind: RecordChangeKind,
+    pub(super) value: Option<Json>,
+}
+
+impl Change {
+    fn len(&self) -> usize {
+        match &self.kind {
+            RecordChangeKind::Full(json) | RecordChangeKind::Patch(json) => json.len(),
+            RecordChangeKind::Deleted => 0,
+        }
+    }
+}
+
+/// What subscribers are to be told.
+#[derive(Debug)]
+pub(super) enum Told {
+    /// Another version than the next: what the store says.
+    Jump {
+        record: Record,
+        /// It is not newer than what they were told before.
+        back: bool,
+    },
+    /// The next version.
+    Next { version: u64, change: Change },
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum State {
+    /// The record is to be fetched. What is noticed meanwhile is in the snapshot that comes.
+    Behind,
+    /// It is being fetched, for the time of this number.
+    Fetching(u64),
+    /// All that is known has been told.
+    Live,
+    /// A version further ahead is known, and may still be bridged.
+    Gap { until: Instant },
+}
+
+/// Follows one record.
+#[derive(Debug)]
+pub(super) struct Follower {
+    state: State,
+    /// What was told last; `None` before the first fetch.
+    snapshot: Option<Snapshot>,
+    /// Changes that do not follow what was told, by the version they start from, each once.
+    held: BTreeMap<Version, Vec<Change>>,
+    held_updates: usize,
+    held_bytes: usize,
+    /// A version that the store was seen to have.
+    seen: u64,
+    /// A step back was told once.
+    went_back: bool,
+}
+
+/// What the follower has to know of the others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Setting {
+    pub(super) now: Instant,
+    /// Somebody wants whole values, so that they are made at once.
+    pub(super) whole: bool,
+    pub(super) bytes_max: usize,
+}
+
+impl Follower {
+    pub(super) fn new() -> Self {
+        Self {
+            state: State::Behind,
+            snapshot: None,
+            held: BTreeMap::new(),
+            held_updates: 0,
+            held_bytes: 0,
+            seen: 0,
+            went_back: false,
+        }
+    }
+
+    /// Is the record to be fetched?
+    pub(super) fn is_behind(&self) -> bool {
+        self.state == State::Behind
+    }
+
+    /// Has everything been told that is known? Then its version can be held against the store's.
+    pub(super) fn live(&self) -> Option<Version> {
+        let version = self.snapshot.as_ref()?.version();
+        (self.state == State::Live).then_some(version)
+    }
+
+    /// Is there something to begin a subscription with?
+    pub(super) fn serves(&self) -> bool {
+        self.snapshot.is_some() && matches!(self.state, State::Live | State::Gap { .. })
+    }
+
+    /// What was told last. Where its value is lost, it is to be fetched.
+    pub(super) fn record(&mut self, bytes_max: usize) -> Option<Record> {
+        let snapshot = self
+            .snapshot
+            .as_mut()
+            .filter(|_| matches!(self.state, State::Live | State::Gap { .. }))?;
+        let version = snapshot.version();
+        match snapshot.value(bytes_max) {
+            Ok(value) => Some(Record { value, version }),
+            Err(_) => {
+                self.lose();
+                None
+            }
+        }
+    }
+
+    /// Has the store been seen to lose versions?
+    pub(super) fn went_back(&self) -> bool {
+        self.went_back
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is wanted.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Gap { until } => Some(until),
+            State::Behind | State::Fetching(_) | State::Live => None,
+        }
+    }
+
+    /// A fetch of this number is under way.
+    pub(super) fn handle_asked(&mut self, fetch: u64) {
+        self.state = State::Fetching(fetch);
+    }
+
+    /// The backend was out of reach and is back: a fetch under way may tell of a time before, so that it is begun anew.
+    pub(super) fn handle_restored(&mut self) {
+        if let State::Fetching(_) = self.state {
+            self.state = State::Behind;
+        }
+    }
+
+    /// Versions were made behind `base`; told by a notice, or by the reply to whoever made them.
+    pub(super) fn handle_changes(
+        &mut self,
+        base: Version,
+        changes: Vec<Change>,
+        setting: Setting,
+        out: &mut Vec<Told>,
+    ) {
+        if self.state == State::Behind {
+            return;
+        }
+        if !changes.is_empty() && !self.held.contains_key(&base) {
+            self.held_updates += changes.len();
+            self.held_bytes += changes.iter().map(Change::len).sum::<usize>();
+            self.held.insert(base, changes);
+        }
+        match self.state {
+            State::Fetching(_) => self.trim(),
+            _ => self.catch_up(setting, out),
+        }
+    }
+
+    /// The record was deleted by a request of this instance, whose reply does not tell what it started from.
+    pub(super) fn handle_deleted(
+        &mut self,
+        number: u64,
+        stamp: u64,
+        setting: Setting,
+        out: &mut Vec<Told>,
+    ) {
+        let version = self.snapshot.as_ref().map(Snapshot::version);
+        if let Some(base) = version.filter(|version| version.number + 1 == number) {
+            let change = Change {
+                stamp,
+                kind: RecordChangeKind::Deleted,
+                value: None,
+            };
+            self.handle_changes(base, vec![change], setting, out);
+        }
+    }
+
+    /// What a fetch found. One that is no longer awaited is passed over.
+    pub(super) fn handle_fetched(
+        &mut self,
+        fetch: u64,
+        record: Record,
+        setting: Setting,
+        out: &mut Vec<Told>,
+    ) {
+        if self.state != State::Fetching(fetch) {
+            return;
+        }
+        self.seen = 0;
+        let told = self.snapshot.as_ref().map(Snapshot::version);
+        match told {
+            // Its own value may be lost, so that the store's is taken in any case.
+            Some(told) if told != record.version => {
+                let back = record.version.number <= told.number;
+                self.went_back |= back;
+                let record = record.clone();
+                out.push(Told::Jump { record, back });
+            }
+            _ => {}
+        }
+        self.snapshot = Some(Snapshot::new(record));
+        self.state = State::Live;
+        self.catch_up(setting, out);
+    }
+
+    /// A fetch failed; false if it is no longer awaited.
+    pub(super) fn handle_failed(&mut self, fetch: u64) -> bool {
+        let awaited = self.state == State::Fetching(fetch);
+        if awaited {
+            self.lose();
+        }
+        awaited
+    }
+
+    /// The store has this version, and had it some time after this follower was live at `asked`.
+    pub(super) fn handle_checked(&mut self, asked: Version, stored: Version, setting: Setting) {
+        let (State::Live | State::Gap { .. }, Some(snapshot)) = (self.state, &self.snapshot) else {
+            return;
+        };
+        let told = snapshot.version();
+        let other = |version: Version| version.number == stored.number && version != stored;
+        if stored.number < asked.number || other(asked) || other(told) {
+            self.lose();
+        } else if stored.number > told.number {
+            self.seen = self.seen.max(stored.number);
+            self.await_more(setting.now, false);
+        }
+    }
+
+    /// What was awaited did not come.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.deadline().is_some_and(|until| until <= now) {
+            self.lose();
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn name(&self) -> &'static str {
+        match (self.state, &self.snapshot) {
+            (State::Behind, _) => "behind",
+            (State::Fetching(_), None) => "fetching",
+            (State::Fetching(_), Some(_)) => "fetching again",
+            (State::Live, _) => "live",
+            (State::Gap { .. }, _) => "gap",
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn version(&self) -> Option<Version> {
+        self.snapshot.as_ref().map(Snapshot::version)
+    }
+
+    fn lose(&mut self) {
+        self.state = State::Behind;
+    }
+
+    /// Tells what follows, as far as it is there.
+    fn catch_up(&mut self, setting: Setting, out: &mut Vec<Told>) {
+        let mut progress = false;
+        while let Some(snapshot) = &mut self.snapshot {
+            let told = snapshot.version();
+            let Some(entry) = self.held.first_entry() else {
+                break;
+            };
+            if entry.key().number > told.number {
+                break;
+            }
+            let base = *entry.key();
+            let changes = entry.remove();
+            self.held_updates -= changes.len();
+            self.held_bytes -= changes.iter().map(Change::len).sum::<usize>();
+            // How many of them have been told.
+            let known = usize::try_from(told.number - base.number).unwrap_or(usize::MAX);
+            let same = match known.checked_sub(1) {
+                None => base == told,
+                Some(last) => changes.get(last).is_none_or(|it| it.stamp == told.stamp),
+            };
+            if !same {
+                return self.lose();
+            }
+            for change in changes.into_iter().skip(known) {
+                progress = true;
+                let version = Version {
+                    number: snapshot.version().number + 1,
+                    stamp: change.stamp,
+                };
+                match step(snapshot, version, change, setting) {
+                    Some(told) => out.push(told),
+                    None => return self.lose(),
+                }
+            }
+        }
+        self.await_more(setting.now, progress);
+    }
+
+    /// Is something known that lies ahead?
+    fn await_more(&mut self, now: Instant, progress: bool) {
+        let told = self.snapshot.as_ref().map_or(0, |it| it.version().number);
+        let ahead = !self.held.is_empty() || self.seen > told;
+        let until = match self.state {
+            State::Gap { until } if !progress => until,
+            _ => now + HOLD_TIME,
+        };
+        self.state = if ahead {
+            State::Gap { until }
+        } else {
+            State::Live
+        };
+        if self.is_full() {
+            self.trim();
+            self.lose();
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.held_updates > HELD_UPDATES_MAX || self.held_bytes > HELD_BYTES_MAX
+    }
+
+    /// Drops the oldest of what is held, which the fetch brings; the newest stays, so that what does not come is noticed.
+    fn trim(&mut self) {
+        while self.is_full()
+            && self.held.len() > 1
+            && let Some((_, changes)) = self.held.pop_first()
+        {
+            self.held_updates -= changes.len();
+            self.held_bytes -= changes.iter().map(Change::len).sum::<usize>();
+        }
+    }
+}
+
+/// Goes to the next version; `None` where its patch does not fit.
+fn step(
+    snapshot: &mut Snapshot,
+    version: Version,
+    mut change: Change,
+    setting: Setting,
+) -> Option<Told> {
+    match &change.kind {
+        RecordChangeKind::Deleted => snapshot.set(version, None),
+        RecordChangeKind::Full(json) => snapshot.set(version, Some(json.clone())),
+        RecordChangeKind::Patch(patch) => match &change.value {
+            Some(value) => snapshot.set(version, Some(value.clone())),
+            None => {
+                let Setting {
+                    whole, bytes_max, ..
+                } = setting;
+                snapshot
+                    .patch(version, patch.clone(), whole, bytes_max)
+                    .ok()?;
+                if whole {
+                    change.value = snapshot.value(bytes_max).ok()?;
+                }
+            }
+        },
+    }
+    let version = version.number;
+    Some(Told::Next { version, change })
+}

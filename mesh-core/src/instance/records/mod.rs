@@ -1,0 +1,956 @@
+//! Records with subscribers or writers on this instance.
+
+mod follower;
+mod snapshot;
+mod writers;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    time::{Duration, Instant},
+};
+
+use rand_chacha::{
+    ChaCha12Rng,
+    rand_core::{RngCore, SeedableRng},
+};
+
+use self::{
+    follower::{Change, Follower, Setting, Told},
+    writers::{Advance, Writers},
+};
+use super::{
+    Options,
+    actions::{Action, Actions, InstanceError, Origin, Outcome},
+    members::{Members, Seeded, Table, take},
+    topic::Topic,
+};
+use crate::{
+    backend::{
+        self, BackendError, ConnectionId, Name, Op, Record as Stored, RecordChange,
+        RecordChangeKind, Reply, Version,
+    },
+    protocol::{builtin::RecordMode, encode, names},
+    websocket::TextFrame,
+};
+
+pub use self::writers::{RecordWrite, Update};
+
+/// Records whose versions one operation reads.
+const CHECKED_PER_OP: usize = 4_096;
+
+/// How long until a fetch that failed is tried again, unless the store is out of reach.
+const RETRY_TIME: Duration = Duration::from_secs(1);
+
+/// Bytes of values that are kept for who writes next to records that nobody here follows.
+const KEPT_BYTES_MAX: usize = 2 << 20;
+
+/// What such a record takes beside its value, about.
+const KEPT_BYTES_AROUND: usize = 512;
+
+/// A subscription that was asked for.
+#[derive(Debug)]
+pub(super) struct Subscribe<C, T> {
+    pub(super) id: ConnectionId,
+    pub(super) handle: C,
+    pub(super) mode: RecordMode,
+    pub(super) token: T,
+}
+
+/// What a connection asks of a record while its value is not known.
+#[derive(Debug)]
+enum Waiting<C, T> {
+    /// A subscriber that was too slow wants to know how the record is.
+    Refresh {
+        id: ConnectionId,
+        handle: C,
+    },
+    Subscribe(Subscribe<C, T>),
+    Unsubscribe {
+        id: ConnectionId,
+        token: T,
+    },
+}
+
+impl<C, T> Waiting<C, T> {
+    fn id(&self) -> &ConnectionId {
+        match self {
+            Self::Refresh { id, .. }
+            | Self::Subscribe(Subscribe { id, .. })
+            | Self::Unsubscribe { id, .. } => id,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Record<C, T> {
+    topic: Topic,
+    follower: Follower,
+    full: Members<C>,
+    patch: Members<C>,
+    /// In order of arrival.
+    waiting: VecDeque<Waiting<C, T>>,
+    writers: Writers<T>,
+    /// A fetch failed, and is tried again then.
+    retry_at: Option<Instant>,
+    /// Where the table of deadlines has this record.
+    deadline: Option<Instant>,
+    /// What it counts towards the values that are kept for who writes next.
+    kept: usize,
+    /// Something was written since those were last looked through.
+    used: bool,
+}
+
+impl<C: Clone, T> Record<C, T> {
+    fn new(hasher: Seeded) -> Self {
+        Self {
+            topic: Topic::Idle,
+            follower: Follower::new(),
+            full: Members::new(hasher),
+            patch: Members::new(hasher),
+            waiting: VecDeque::new(),
+            writers: Writers::new(),
+            retry_at: None,
+            deadline: None,
+            kept: 0,
+            used: false,
+        }
+    }
+
+    fn has_subscribers(&self) -> bool {
+        !self.full.is_empty() || !self.patch.is_empty()
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.has_subscribers() || !self.waiting.is_empty()
+    }
+
+    fn subscriber(&self, id: &ConnectionId) -> Option<&C> {
+        self.full.get(id).or_else(|| self.patch.get(id))
+    }
+
+    fn setting(&self, value_bytes_max: usize, now: Instant) -> Setting {
+        Setting {
+            now,
+            whole: !self.full.is_empty(),
+            // White space that its first publisher wrote may stay in a value here that is stored without.
+            bytes_max: value_bytes_max.saturating_mul(2),
+        }
+    }
+}
+
+fn refreshed<C, T>(name: &Name, to: C, frame: Option<TextFrame>, actions: &mut Actions<C, T>) {
+    actions.push(Action::RecordRefreshed {
+        to,
+        record: name.clone(),
+        frame,
+    });
+}
+
+/// The records of one shard.
+#[derive(Debug)]
+pub(super) struct Records<C, T> {
+    hasher: Seeded,
+    random: ChaCha12Rng,
+    value_bytes_max: usize,
+    check_interval: Duration,
+    updated: String,
+    deleted: String,
+    records: Table<Name, Record<C, T>>,
+    /// The records that each connection is subscribed to, or waits for.
+    of: Table<ConnectionId, BTreeSet<Name>>,
+    deadlines: BTreeSet<(Instant, Name)>,
+    /// When the versions of all that is followed are next held against the store's.
+    check_at: Option<Instant>,
+    checks_in_flight: usize,
+    kept_bytes: usize,
+    fetches: u64,
+    resyncs: u64,
+    is_lost: bool,
+    /// How often the store came back.
+    returns: u64,
+}
+
+impl<C: Clone, T> Records<C, T> {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            hasher: options.hasher,
+            random: ChaCha12Rng::from_seed(options.seed),
+            value_bytes_max: options.record_bytes_max,
+            check_interval: options.record_check_interval,
+            updated: options.dialect.name(names::RECORD_UPDATE),
+            deleted: options.dialect.name(names::RECORD_DELETED),
+            records: Table::with_hasher(options.hasher),
+            of: Table::with_hasher(options.hasher),
+            deadlines: BTreeSet::new(),
+            check_at: None,
+            checks_in_flight: 0,
+            kept_bytes: 0,
+            fetches: 0,
+            resyncs: 0,
+            is_lost: false,
+            returns: 0,
+        }
+    }
+
+    pub(super) fn subscribe(
+        &mut self,
+        name: &Name,
+        subscribe: Subscribe<C, T>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let names = self.of.entry(subscribe.id.clone()).or_default();
+        names.insert(name.clone());
+        let record = self.entry(name);
+        record.waiting.push_back(Waiting::Subscribe(subscribe));
+        if record.follower.serves() {
+            self.serve(name, actions);
+        }
+        self.settle(name, now, actions);
+    }
+
+    pub(super) fn unsubscribe(
+        &mut self,
+        name: &Name,
+        id: &ConnectionId,
+        token: T,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        match self.records.get_mut(name) {
+            Some(record) if record.waiting.iter().any(|it| it.id() == id) => {
+                let id = id.clone();
+                record.waiting.push_back(Waiting::Unsubscribe { id, token });
+            }
+            _ => {
+                let was = self.remove(name, id, actions);
+                actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                self.settle(name, now, actions);
+            }
+        }
+    }
+
+    /// The connection is gone: out of every record at once.
+    pub(super) fn handle_gone(
+        &mut self,
+        id: &ConnectionId,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        for name in self.of.get(id).cloned().unwrap_or_default() {
+            self.abandon(&name, id, actions);
+            self.remove(&name, id, actions);
+            self.settle(&name, now, actions);
+        }
+    }
+
+    /// A subscriber whose queue was too full for what it should have been told: it is told how the record is now.
+    pub(super) fn refresh(
+        &mut self,
+        name: &Name,
+        id: &ConnectionId,
+        handle: C,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        match self.records.get_mut(name) {
+            Some(record) if record.subscriber(id).is_some() => {
+                let id = id.clone();
+                record.waiting.push_back(Waiting::Refresh { id, handle });
+                self.serve(name, actions);
+                self.settle(name, now, actions);
+            }
+            _ => refreshed(name, handle, None, actions),
+        }
+    }
+
+    pub(super) fn write(
+        &mut self,
+        name: &Name,
+        write: RecordWrite,
+        token: T,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        if self.is_lost {
+            let lost = BackendError::Unavailable("it was lost".to_owned());
+            return actions.complete(token, Err(lost.into()));
+        }
+        let record = self.entry(name);
+        record.used = true;
+        if let Err(token) = record.writers.push(write, token) {
+            actions.complete(token, Err(InstanceError::TooManyWrites));
+        }
+        self.settle(name, now, actions);
+    }
+
+    /// Versions were made, here or elsewhere.
+    pub(super) fn handle_changed(
+        &mut self,
+        name: &Name,
+        base: Version,
+        changes: Vec<RecordChange>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(record) = self.records.get(name).filter(|it| it.is_wanted()) else {
+            return;
+        };
+        let changes = changes.into_iter().map(|change| Change {
+            stamp: change.stamp,
+            value: record.writers.value_of(change.stamp).cloned(),
+            kind: change.kind,
+        });
+        let changes = changes.collect();
+        self.advance(name, Advance::Changes { base, changes }, now, actions);
+        self.settle(name, now, actions);
+    }
+
+    /// The backend cannot be reached.
+    pub(super) fn handle_lost(&mut self) {
+        self.is_lost = true;
+    }
+
+    /// The backend is back: what was under way goes on, and all that is followed is held against the store.
+    pub(super) fn handle_restored(&mut self, now: Instant, actions: &mut Actions<C, T>) {
+        self.is_lost = false;
+        self.returns += 1;
+        let names: Vec<Name> = self.records.keys().cloned().collect();
+        for name in names {
+            let Some(record) = self.records.get_mut(&name) else {
+                continue;
+            };
+            record.follower.handle_restored();
+            record.retry_at = None;
+            if let Some(op) = record.writers.again(&name, now) {
+                self.ask_write(&name, op, actions);
+            }
+            self.settle(&name, now, actions);
+        }
+        self.check(actions);
+    }
+
+    pub(super) fn handle_topic(
+        &mut self,
+        name: &Name,
+        result: &Result<Reply, BackendError>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let subscribing = record.topic == Topic::Subscribing;
+        record.topic.handle_backend(result.is_ok());
+        if let Err(error) = result
+            && subscribing
+        {
+            self.refuse(name, error, actions);
+            self.retry_later(name, now);
+        }
+        self.settle(name, now, actions);
+    }
+
+    pub(super) fn handle_fetched(
+        &mut self,
+        name: &Name,
+        fetch: u64,
+        result: Result<Reply, BackendError>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        match result {
+            Ok(Reply::Record(stored)) => {
+                let setting = record.setting(self.value_bytes_max, now);
+                let mut told = Vec::new();
+                record
+                    .follower
+                    .handle_fetched(fetch, stored, setting, &mut told);
+                self.tell(name, told, actions);
+                self.serve(name, actions);
+            }
+            result => {
+                if record.follower.handle_failed(fetch) {
+                    let error = writers::error(result);
+                    self.refuse(name, &error, actions);
+                    self.retry_later(name, now);
+                }
+            }
+        }
+        self.settle(name, now, actions);
+    }
+
+    pub(super) fn handle_checked(
+        &mut self,
+        asked: Vec<(Name, Version)>,
+        result: Result<Reply, BackendError>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
+        // The next one tells, where this one failed.
+        let Ok(Reply::RecordVersions(versions)) = result else {
+            return;
+        };
+        for ((name, asked), stored) in asked.into_iter().zip(versions) {
+            if let Some(record) = self.records.get_mut(&name) {
+                let setting = record.setting(self.value_bytes_max, now);
+                record.follower.handle_checked(asked, stored, setting);
+                self.settle(&name, now, actions);
+            }
+        }
+    }
+
+    pub(super) fn handle_written(
+        &mut self,
+        name: &Name,
+        returns: u64,
+        result: Result<Reply, BackendError>,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let is_back = self.returns > returns;
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let mut answers = Vec::new();
+        let advance = record
+            .writers
+            .handle_backend(result, is_back, now, &mut answers);
+        // Before whoever wrote is told: the subscribers of this instance have been handed it then.
+        self.advance(name, advance, now, actions);
+        for (token, result) in answers {
+            actions.complete(token, result);
+        }
+        if is_back
+            && let Some(record) = self.records.get_mut(name)
+            && let Some(op) = record.writers.again(name, now)
+        {
+            self.ask_write(name, op, actions);
+        }
+        self.settle(name, now, actions);
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is next wanted, if ever.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let first = self.deadlines.first().map(|(at, _)| *at);
+        [first, self.check_at].into_iter().flatten().min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, actions: &mut Actions<C, T>) {
+        while let Some((at, name)) = self.deadlines.first()
+            && *at <= now
+        {
+            let name = name.clone();
+            self.deadlines.pop_first();
+            let Some(record) = self.records.get_mut(&name) else {
+                continue;
+            };
+            record.deadline = None;
+            record.follower.handle_timeout(now);
+            record.retry_at = record.retry_at.filter(|at| *at > now);
+            let mut answers = Vec::new();
+            record.writers.handle_timeout(now, &mut answers);
+            for (token, result) in answers {
+                actions.complete(token, result);
+            }
+            self.settle(&name, now, actions);
+        }
+        if self.check_at.is_some_and(|at| at <= now) {
+            self.check_at = None;
+            self.forget_unused();
+            self.check(actions);
+            self.plan_check(now);
+        }
+    }
+
+    pub(super) fn is_subscribed(&self, name: &str, id: &ConnectionId) -> bool {
+        let record = self.records.get(name);
+        record.is_some_and(|record| record.subscriber(id).is_some())
+    }
+
+    pub(super) fn resyncs(&self) -> u64 {
+        self.resyncs
+    }
+
+    /// The records that a local connection is subscribed to, by name.
+    pub(super) fn records_of(&self, id: &ConnectionId) -> Vec<Name> {
+        let names = self.of.get(id).into_iter().flatten();
+        let subscribed = names.filter(|name| self.is_subscribed(name, id));
+        subscribed.cloned().collect()
+    }
+
+    fn entry(&mut self, name: &Name) -> &mut Record<C, T> {
+        let hasher = self.hasher;
+        self.records
+            .entry(name.clone())
+            .or_insert_with(|| Record::new(hasher))
+    }
+
+    /// Lets the follower go on, and tells the subscribers.
+    fn advance(
+        &mut self,
+        name: &Name,
+        advance: Advance,
+        now: Instant,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Some(record) = self.records.get_mut(name).filter(|it| it.is_wanted()) else {
+            return;
+        };
+        let setting = record.setting(self.value_bytes_max, now);
+        let mut told = Vec::new();
+        match advance {
+            Advance::Nothing => {}
+            Advance::Changes { base, changes } => {
+                record
+                    .follower
+                    .handle_changes(base, changes, setting, &mut told);
+            }
+            Advance::Deleted { number, stamp } => {
+                record
+                    .follower
+                    .handle_deleted(number, stamp, setting, &mut told);
+            }
+        }
+        self.tell(name, told, actions);
+    }
+
+    /// Encodes each version once for each mode, and hands it to all.
+    fn tell(&self, name: &Name, told: Vec<Told>, actions: &mut Actions<C, T>) {
+        let Some(record) = self.records.get(name).filter(|it| it.has_subscribers()) else {
+            return;
+        };
+        let mut deliver = |to: &Members<C>, frame: TextFrame| {
+            if !to.is_empty() {
+                actions.push(Action::DeliverRecord {
+                    record: name.clone(),
+                    to: to.clone(),
+                    frame,
+                });
+            }
+        };
+        for told in told {
+            let (version, change) = match told {
+                Told::Jump {
+                    record: stored,
+                    back,
+                } => {
+                    let frame = self.state(name, &stored, back);
+                    deliver(&record.full, frame.clone());
+                    deliver(&record.patch, frame);
+                    continue;
+                }
+                Told::Next { version, change } => (version, change),
+            };
+            match change.kind {
+                RecordChangeKind::Deleted => {
+                    let frame = self.deletion(name, version);
+                    deliver(&record.full, frame.clone());
+                    deliver(&record.patch, frame);
+                }
+                RecordChangeKind::Full(json) => {
+                    let frame = self.update(name, ("full", &json), version);
+                    deliver(&record.full, frame.clone());
+                    deliver(&record.patch, frame);
+                }
+                RecordChangeKind::Patch(patch) => {
+                    if !record.patch.is_empty() {
+                        deliver(&record.patch, self.update(name, ("patch", &patch), version));
+                    }
+                    if let Some(value) = change.value
+                        && !record.full.is_empty()
+                    {
+                        deliver(&record.full, self.update(name, ("full", &value), version));
+                    }
+                }
+            }
+        }
+    }
+
+    fn update(&self, name: &Name, json: (&str, &str), version: u64) -> TextFrame {
+        encode::record_update(&self.updated, name, json, version)
+    }
+
+    fn deletion(&self, name: &Name, version: u64) -> TextFrame {
+        encode::record_deleted(&self.deleted, name, version)
+    }
+
+    /// How a record is. A step back is told as a whole value even where there is none, so that no subscriber takes it for an old deletion.
+    fn state(&self, name: &Name, record: &Stored, back: bool) -> TextFrame {
+        let version = record.version.number;
+        match &record.value {
+            Some(value) => self.update(name, ("full", value), version),
+            None if back || version == 0 => self.update(name, ("full", "null"), version),
+            None => self.deletion(name, version),
+        }
+    }
+
+    /// Answers those who wait, now that there is something to begin with.
+    fn serve(&mut self, name: &Name, actions: &mut Actions<C, T>) {
+        let bytes_max = self.value_bytes_max.saturating_mul(2);
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        if record.waiting.is_empty() {
+            return;
+        }
+        let Some(stored) = record.follower.record(bytes_max) else {
+            return;
+        };
+        for waiting in std::mem::take(&mut record.waiting) {
+            match waiting {
+                Waiting::Subscribe(subscribe) => {
+                    self.add(name, subscribe, stored.clone(), actions);
+                }
+                Waiting::Refresh { id, handle } => {
+                    let frame = self.is_subscribed(name, &id).then(|| {
+                        let back = self.went_back(name);
+                        self.state(name, &stored, back)
+                    });
+                    refreshed(name, handle, frame, actions);
+                }
+                Waiting::Unsubscribe { id, token } => {
+                    let was = self.remove(name, &id, actions);
+                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                }
+            }
+        }
+    }
+
+    /// May a subscriber hold a later version than the store does?
+    fn went_back(&self, name: &Name) -> bool {
+        let record = self.records.get(name);
+        record.is_some_and(|record| record.follower.went_back())
+    }
+
+    fn add(
+        &mut self,
+        name: &Name,
+        subscribe: Subscribe<C, T>,
+        stored: Stored,
+        actions: &mut Actions<C, T>,
+    ) {
+        let Subscribe {
+            id,
+            handle,
+            mode,
+            token,
+        } = subscribe;
+        actions.complete(token, Ok(Outcome::RecordSubscribed(stored)));
+        self.of.entry(id.clone()).or_default().insert(name.clone());
+        let record = self.entry(name);
+        let (members, others) = match mode {
+            RecordMode::Full => (&mut record.full, &mut record.patch),
+            RecordMode::Patch => (&mut record.patch, &mut record.full),
+        };
+        let was = others.remove(&id);
+        let new = members.insert(id, handle.clone());
+        if was || !new {
+            actions.push(Action::Release(handle));
+        }
+    }
+
+    fn remove(&mut self, name: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) -> bool {
+        let Some(record) = self.records.get_mut(name) else {
+            return false;
+        };
+        let Some(handle) = record.subscriber(id).cloned() else {
+            return false;
+        };
+        record.full.remove(id);
+        record.patch.remove(id);
+        actions.push(Action::Release(handle));
+        self.untie(name, id);
+        true
+    }
+
+    /// Forgets that a connection has to do with a record, if it has not.
+    fn untie(&mut self, name: &Name, id: &ConnectionId) {
+        if let Some(record) = self.records.get(name)
+            && (record.subscriber(id).is_some() || record.waiting.iter().any(|it| it.id() == id))
+        {
+            return;
+        }
+        if let Some(names) = self.of.get_mut(id) {
+            names.remove(name);
+            if names.is_empty() {
+                take(&mut self.of, id);
+            }
+        }
+    }
+
+    /// Answers those who wait with an error.
+    fn refuse(&mut self, name: &Name, error: &BackendError, actions: &mut Actions<C, T>) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let mut refreshes = VecDeque::new();
+        for waiting in std::mem::take(&mut record.waiting) {
+            match waiting {
+                Waiting::Refresh { id, handle } => refreshes.push_back((id, handle)),
+                Waiting::Subscribe(Subscribe {
+                    id, handle, token, ..
+                }) => {
+                    actions.complete(token, Err(error.clone().into()));
+                    actions.push(Action::Release(handle));
+                    self.untie(name, &id);
+                }
+                Waiting::Unsubscribe { id, token } => {
+                    let was = self.remove(name, &id, actions);
+                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                }
+            }
+        }
+        // Whoever is still subscribed is told once the record is known.
+        for (id, handle) in refreshes {
+            match self.records.get_mut(name) {
+                Some(record) if record.subscriber(&id).is_some() => {
+                    record.waiting.push_back(Waiting::Refresh { id, handle });
+                }
+                _ => refreshed(name, handle, None, actions),
+            }
+        }
+    }
+
+    /// Answers what a connection that is gone waits for.
+    fn abandon(&mut self, name: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let mut was = record.subscriber(id).is_some();
+        let (gone, others) = std::mem::take(&mut record.waiting)
+            .into_iter()
+            .partition::<VecDeque<_>, _>(|waiting| waiting.id() == id);
+        record.waiting = others;
+        for waiting in gone {
+            match waiting {
+                Waiting::Refresh { handle, .. } => refreshed(name, handle, None, actions),
+                Waiting::Subscribe(Subscribe { handle, token, .. }) => {
+                    actions.complete(token, Err(InstanceError::Gone));
+                    actions.push(Action::Release(handle));
+                }
+                Waiting::Unsubscribe { token, .. } => {
+                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                    was = false;
+                }
+            }
+        }
+        self.untie(name, id);
+    }
+
+    /// Tries once more in a while, or when the store is back.
+    fn retry_later(&mut self, name: &Name, now: Instant) {
+        if let Some(record) = self.records.get_mut(name) {
+            record.retry_at = Some(now + RETRY_TIME);
+        }
+    }
+
+    /// Asks for what is wanted next, and forgets what nobody wants.
+    fn settle(&mut self, name: &Name, now: Instant, actions: &mut Actions<C, T>) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let wanted = record.is_wanted();
+        if !wanted {
+            record.follower = Follower::new();
+            record.retry_at = None;
+        }
+        let held_back = wanted && (self.is_lost || record.retry_at.is_some());
+        if !(record.topic == Topic::Idle && held_back)
+            && let Some(op) = record.topic.settle(wanted)
+        {
+            let origin = Origin::RecordTopic(name.clone());
+            actions.ask(origin, op.of(backend::Topic::Record(name.clone())));
+        }
+        if wanted && record.topic.is_held() && record.follower.is_behind() && !held_back {
+            self.fetches += 1;
+            self.resyncs += u64::from(record.has_subscribers());
+            record.follower.handle_asked(self.fetches);
+            let origin = Origin::RecordFetch {
+                record: name.clone(),
+                fetch: self.fetches,
+            };
+            let record = name.clone();
+            actions.ask(origin, Op::Record { record });
+        }
+        self.write_next(name, now, actions);
+        self.rearm(name);
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let idle = !record.is_wanted() && record.topic == Topic::Idle && record.writers.is_idle();
+        let kept = if idle {
+            record.writers.kept_bytes()
+        } else {
+            None
+        };
+        let bytes = kept.map_or(0, |bytes| bytes + KEPT_BYTES_AROUND);
+        self.kept_bytes = self.kept_bytes + bytes - std::mem::replace(&mut record.kept, bytes);
+        if idle && (kept.is_none() || self.kept_bytes > KEPT_BYTES_MAX) {
+            self.forget(name);
+        } else {
+            self.plan_check(now);
+        }
+    }
+
+    fn forget(&mut self, name: &Name) {
+        if let Some(record) = take(&mut self.records, name) {
+            self.kept_bytes -= record.kept;
+        }
+    }
+
+    fn write_next(&mut self, name: &Name, now: Instant, actions: &mut Actions<C, T>) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let bytes_max = self.value_bytes_max;
+        let Record {
+            follower, writers, ..
+        } = record;
+        let mut answers = Vec::new();
+        let random = &mut self.random;
+        let op = writers.next(
+            name,
+            || follower.record(bytes_max.saturating_mul(2)),
+            bytes_max,
+            || random.next_u64(),
+            now,
+            &mut answers,
+        );
+        if writers.is_idle() && follower.serves() {
+            writers.forget();
+        }
+        for (token, result) in answers {
+            actions.complete(token, result);
+        }
+        if let Some(op) = op {
+            self.ask_write(name, op, actions);
+        }
+    }
+
+    fn ask_write(&self, name: &Name, op: Op, actions: &mut Actions<C, T>) {
+        let origin = Origin::RecordWrite {
+            record: name.clone(),
+            returns: self.returns,
+        };
+        actions.ask(origin, op);
+    }
+
+    fn rearm(&mut self, name: &Name) {
+        let Some(record) = self.records.get_mut(name) else {
+            return;
+        };
+        let deadlines = [
+            record.follower.deadline(),
+            record.writers.deadline(),
+            record.retry_at,
+        ];
+        let next = deadlines.into_iter().flatten().min();
+        if next != record.deadline {
+            if let Some(at) = std::mem::replace(&mut record.deadline, next) {
+                self.deadlines.remove(&(at, name.clone()));
+            }
+            if let Some(at) = next {
+                self.deadlines.insert((at, name.clone()));
+            }
+        }
+    }
+
+    /// Plans the next check, if there is anything to check and none is planned. Shards that began together drift apart.
+    fn plan_check(&mut self, now: Instant) {
+        if self.check_at.is_none() && !self.records.is_empty() {
+            let share = f64::from(self.random.next_u32()) / f64::from(u32::MAX);
+            self.check_at = Some(now + self.check_interval.mul_f64(0.75 + share / 4.0));
+        }
+    }
+
+    /// Reads the versions of all that is followed.
+    fn check(&mut self, actions: &mut Actions<C, T>) {
+        if self.is_lost || self.checks_in_flight > 0 {
+            return;
+        }
+        let live = |(name, record): (&Name, &Record<C, T>)| {
+            let live = record.follower.live().filter(|_| record.is_wanted());
+            Some((name.clone(), live?))
+        };
+        let live: Vec<_> = self.records.iter().filter_map(live).collect();
+        for chunk in live.chunks(CHECKED_PER_OP) {
+            self.checks_in_flight += 1;
+            let records = chunk.iter().map(|(name, _)| name.clone()).collect();
+            let origin = Origin::RecordCheck(chunk.to_vec());
+            actions.ask(origin, Op::RecordVersions { records });
+        }
+    }
+
+    /// Lets go of values that nobody has written to lately.
+    fn forget_unused(&mut self) {
+        let mut unused = Vec::new();
+        for (name, record) in &mut self.records {
+            if !std::mem::take(&mut record.used) && record.kept > 0 {
+                unused.push(name.clone());
+            }
+        }
+        for name in unused {
+            self.forget(&name);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn states(&self, name: &Name) -> (&'static str, &'static str) {
+        let record = self.records.get(name);
+        record.map_or(("none", "none"), |it| {
+            (it.follower.name(), it.writers.name())
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn version(&self, name: &Name) -> Option<Version> {
+        self.records.get(name)?.follower.version()
+    }
+
+    /// Of each table.
+    #[cfg(test)]
+    pub(super) fn capacities(&self) -> Vec<usize> {
+        let records = self.records.values();
+        let subscribers = records.map(|it| it.full.capacity() + it.patch.capacity());
+        let mut all = vec![self.records.capacity(), self.of.capacity()];
+        all.extend(subscribers.max());
+        all
+    }
+
+    /// Holds the tables against each other; true if they are empty.
+    #[cfg(test)]
+    pub(super) fn check_tables(&self) -> bool {
+        let (mut of, mut deadlines, mut kept_bytes) = (BTreeSet::new(), BTreeSet::new(), 0);
+        for (name, record) in &self.records {
+            let subscribers = record.full.ids().chain(record.patch.ids());
+            let waiting = record.waiting.iter().map(Waiting::id);
+            of.extend(
+                subscribers
+                    .chain(waiting)
+                    .map(|id| (id.clone(), name.clone())),
+            );
+            let both = record.full.ids().find(|id| record.patch.contains(id));
+            assert_eq!(both, None, "subscribed to {name} twice");
+            deadlines.extend(record.deadline.map(|at| (at, name.clone())));
+            let used = record.is_wanted()
+                || record.topic != Topic::Idle
+                || !record.writers.is_idle()
+                || record.writers.kept_bytes().is_some();
+            assert!(used, "{name} is nothing");
+            kept_bytes += record.kept;
+        }
+        let reverse = self.of.iter().flat_map(|(id, names)| {
+            assert!(!names.is_empty(), "{id} has to do with no record");
+            names.iter().map(|name| (id.clone(), name.clone()))
+        });
+        assert_eq!(of, reverse.collect());
+        assert_eq!(deadlines, self.deadlines);
+        assert_eq!(kept_bytes, self.kept_bytes);
+        self.records.is_empty() && self.of.is_empty()
+    }
+}

@@ -1,0 +1,130 @@
+//! A record's value, as late as it may be.
+
+use crate::{
+    backend::{Json, Record, Version},
+    record::{PatchError, apply},
+};
+
+/// Patches that wait at most; then they are applied, whether anybody needs the value or not.
+const PATCHES_MAX: usize = 64;
+
+/// A version of a record, and what its value is made of: patches that nobody has needed the outcome of yet wait.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    version: Version,
+    /// The value before the patches.
+    text: Option<Json>,
+    patches: Vec<Json>,
+    patches_bytes: usize,
+}
+
+impl Snapshot {
+    pub(super) fn new(record: Record) -> Self {
+        Self {
+            version: record.version,
+            text: record.value,
+            patches: Vec::new(),
+            patches_bytes: 0,
+        }
+    }
+
+    pub(super) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The next version, of this value.
+    pub(super) fn set(&mut self, version: Version, value: Option<Json>) {
+        *self = Self::new(Record { value, version });
+    }
+
+    /// The next version, which is what a patch makes of this one; `whole` if its value is wanted at once. `bytes_max` is for the length of a
+    /// value.
+    ///
+    /// # Errors
+    /// Patches were applied, and one did not fit: this is the version that it was, and its value is lost.
+    pub(super) fn patch(
+        &mut self,
+        version: Version,
+        patch: Json,
+        whole: bool,
+        bytes_max: usize,
+    ) -> Result<(), PatchError> {
+        self.patches_bytes += patch.len();
+        self.patches.push(patch);
+        let text = self.text.as_ref().map_or(0, |text| text.len());
+        // No more memory than the value itself takes, and no more work at once than a reader may wait for.
+        if whole || self.patches.len() >= PATCHES_MAX || self.patches_bytes > text {
+            self.value(bytes_max)?;
+        }
+        self.version = version;
+        Ok(())
+    }
+
+    /// The value.
+    ///
+    /// # Errors
+    /// A patch does not fit: the value is lost.
+    pub(super) fn value(&mut self, bytes_max: usize) -> Result<Option<Json>, PatchError> {
+        self.patches_bytes = 0;
+        for patch in std::mem::take(&mut self.patches) {
+            self.text = Some(apply(self.text.as_deref(), &patch, bytes_max)?.into());
+        }
+        Ok(self.text.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PATCHES_MAX, Snapshot};
+    use crate::{
+        backend::{Json, Record, Version},
+        record::PatchError,
+    };
+
+    const BYTES_MAX: usize = 1 << 20;
+
+    fn version(number: u64) -> Version {
+        Version { number, stamp: 0 }
+    }
+
+    #[test]
+    fn a_value_is_made_when_it_is_wanted_or_when_patches_are_many() {
+        let value: Json = format!(r#"{{"pad":"{}","n":0}}"#, "x".repeat(9_000)).into();
+        let mut snapshot = Snapshot::new(Record {
+            value: Some(value.clone()),
+            version: version(1),
+        });
+        for number in 2..200 {
+            let patch = format!(r#"[{{"op":"replace","path":"/n","value":{number}}}]"#);
+            snapshot
+                .patch(version(number), patch.into(), false, BYTES_MAX)
+                .unwrap();
+            assert_eq!(snapshot.version(), version(number));
+            assert!(snapshot.patches.len() < PATCHES_MAX);
+        }
+        assert!(!snapshot.patches.is_empty());
+        let expected = value.replace(r#""n":0"#, r#""n":199"#);
+        assert_eq!(snapshot.value(BYTES_MAX), Ok(Some(expected.into())));
+        assert!(snapshot.patches.is_empty());
+    }
+
+    #[test]
+    fn patches_never_take_more_memory_than_the_value() {
+        let mut snapshot = Snapshot::new(Record {
+            value: Some("{}".into()),
+            version: version(1),
+        });
+        let patch = r#"[{"op":"add","path":"/n","value":1}]"#;
+        snapshot
+            .patch(version(2), patch.into(), false, BYTES_MAX)
+            .unwrap();
+        assert!(snapshot.patches.is_empty());
+        let wrong = r#"[{"op":"remove","path":"/m"}]"#;
+        let misfit = PatchError::DoesNotFit { operation: 0 };
+        assert_eq!(
+            snapshot.patch(version(3), wrong.into(), true, BYTES_MAX),
+            Err(misfit)
+        );
+        assert_eq!(snapshot.version(), version(2));
+    }
+}

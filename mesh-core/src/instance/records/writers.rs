@@ -1,0 +1,571 @@
+//! Who changes one record: one after the other, many at once.
+//!
+//! Whatever waits becomes one batch of consecutive versions, compared and published in one step of the backend.
+//!
+//! ```text
+//!          ┌─────────── conflict: the store's value ───────────┐
+//!          ▼                                                    │
+//!   Idle ──▶ Reading ──▶ (differences) ──▶ Publishing ──accepted──▶ Idle
+//!                              │               └──no reply──▶ Settling ──the store is back──▶ Publishing
+//!                              └─all equal──▶ Checking
+//! ```
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    time::{Duration, Instant},
+};
+
+use super::super::actions::{InstanceError, Outcome};
+use crate::{
+    backend::{
+        BackendError, Json, Name, Op, Record, RecordChangeKind, RecordUpdate, Reply, Version,
+    },
+    record::{self, diff, merge},
+};
+
+use super::follower::Change;
+
+/// Updates of one batch: as many as may be held elsewhere before they count as a gap.
+const BATCH_UPDATES_MAX: usize = 32;
+
+/// Bytes of the values that a batch may have; one is always admitted.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Requests that wait for one record at most.
+const WAITING_MAX: usize = 16_384;
+
+/// Bytes of them; one is always admitted.
+const WAITING_BYTES_MAX: usize = 64 << 20;
+
+/// How long the way to the store may be gone before a request whose outcome is unknown fails.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// A change of a record. All values have passed [`record::normalize`].
+#[derive(Debug)]
+pub enum RecordWrite {
+    /// Take the value away.
+    Delete,
+    /// Put the keys of an object over those of the value, see [`record::merge`].
+    Merge {
+        /// The object.
+        json: Json,
+        /// Also inside of objects.
+        deep: bool,
+    },
+    /// This is the value.
+    Replace(Json),
+    /// What this makes of the value is the next one.
+    Update(Update),
+}
+
+impl RecordWrite {
+    fn len(&self) -> usize {
+        match self {
+            Self::Delete | Self::Update(_) => 0,
+            Self::Merge { json, .. } | Self::Replace(json) => json.len(),
+        }
+    }
+}
+
+/// Makes a value of the one that is stored, `None` where none is. It is called again where another version came between, and in the end the
+/// last call is the one that counts.
+pub struct Update(Transform);
+
+type Transform = Box<dyn FnMut(Option<&str>) -> Option<Json> + Send>;
+
+impl Update {
+    /// Wraps a function whose answer depends on its argument alone; `None` withdraws the request.
+    pub fn new(transform: impl FnMut(Option<&str>) -> Option<Json> + Send + 'static) -> Self {
+        Self(Box::new(transform))
+    }
+}
+
+impl fmt::Debug for Update {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Update").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Request<T> {
+    write: RecordWrite,
+    token: T,
+}
+
+/// Requests that one operation answers.
+#[derive(Debug)]
+struct Batch<T> {
+    base: Record,
+    updates: Vec<RecordUpdate>,
+    /// Each with the number of updates up to it, and whether it is one.
+    requests: Vec<(Request<T>, usize, bool)>,
+}
+
+impl<T> Batch<T> {
+    /// The last version that is made.
+    fn last(&self) -> Record {
+        let version = |update: &RecordUpdate| Version {
+            number: self.base.version.number + self.updates.len() as u64,
+            stamp: update.stamp,
+        };
+        self.updates.last().map_or_else(
+            || self.base.clone(),
+            |update| Record {
+                value: Some(update.value.clone()),
+                version: version(update),
+            },
+        )
+    }
+}
+
+/// What is under way.
+#[derive(Debug)]
+enum Work<T> {
+    /// All of it equals what the store had: does it still?
+    Check(Batch<T>),
+    Delete {
+        request: Request<T>,
+        stamp: u64,
+    },
+    Publish(Batch<T>),
+    Read,
+}
+
+#[derive(Debug)]
+enum State<T> {
+    Idle,
+    /// An operation is under way. `fails_at` is when it does, if its reply got lost before.
+    Asked {
+        work: Work<T>,
+        fails_at: Option<Instant>,
+    },
+    /// The outcome of an operation is unknown, until the store is back.
+    Settling {
+        work: Work<T>,
+        fails_at: Instant,
+    },
+}
+
+/// What an answer came to.
+pub(super) enum Advance {
+    Nothing,
+    Changes { base: Version, changes: Vec<Change> },
+    Deleted { number: u64, stamp: u64 },
+}
+
+/// Where answers go.
+pub(super) type Answers<T> = Vec<(T, Result<Outcome, InstanceError>)>;
+
+/// The writers of one record.
+#[derive(Debug)]
+pub(super) struct Writers<T> {
+    waiting: VecDeque<Request<T>>,
+    waiting_bytes: usize,
+    state: State<T>,
+    /// The newest that is known of the record, which may be old: the store compares.
+    base: Option<Record>,
+    /// What the store answered just now. It counts, whatever else is known: the store may have lost what came behind it.
+    stored: Option<Record>,
+    /// The store has something else than all that is known: it has to be read.
+    is_stale: bool,
+}
+
+impl<T> Writers<T> {
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            state: State::Idle,
+            base: None,
+            stored: None,
+            is_stale: false,
+        }
+    }
+
+    /// Does nobody wait?
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle) && self.waiting.is_empty()
+    }
+
+    /// How long the value is that is kept for who writes next, in bytes.
+    pub(super) fn kept_bytes(&self) -> Option<usize> {
+        let base = self.base.as_ref()?;
+        Some(base.value.as_ref().map_or(0, |value| value.len()))
+    }
+
+    /// Keeps nothing that others have, or nobody needs.
+    pub(super) fn forget(&mut self) {
+        self.base = None;
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is wanted.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::Settling { fails_at, .. } => Some(fails_at),
+            State::Asked { .. } | State::Idle => None,
+        }
+    }
+
+    /// The value of a version that is being made here.
+    pub(super) fn value_of(&self, stamp: u64) -> Option<&Json> {
+        let (State::Asked { work, .. } | State::Settling { work, .. }) = &self.state else {
+            return None;
+        };
+        let Work::Publish(batch) = work else {
+            return None;
+        };
+        let update = batch.updates.iter().find(|update| update.stamp == stamp)?;
+        Some(&update.value)
+    }
+
+    /// Adds a request, or hands its token back where too many wait.
+    pub(super) fn push(&mut self, write: RecordWrite, token: T) -> Result<(), T> {
+        let bytes = self.waiting_bytes + write.len();
+        let room = self.waiting.is_empty()
+            || (self.waiting.len() < WAITING_MAX && bytes <= WAITING_BYTES_MAX);
+        if !room {
+            return Err(token);
+        }
+        self.waiting_bytes = bytes;
+        self.waiting.push_back(Request { write, token });
+        Ok(())
+    }
+
+    /// What to ask of the backend, if it is time for that. `known` is what the subscribers of this instance were told last.
+    pub(super) fn next(
+        &mut self,
+        record: &Name,
+        known: impl FnOnce() -> Option<Record>,
+        value_bytes_max: usize,
+        mut stamp: impl FnMut() -> u64,
+        now: Instant,
+        answers: &mut Answers<T>,
+    ) -> Option<Op> {
+        if !matches!(self.state, State::Idle) {
+            return None;
+        }
+        let mut known = Some(known);
+        while let Some(first) = self.waiting.front() {
+            if let RecordWrite::Delete = first.write {
+                let request = self.pop()?;
+                let stamp = stamp();
+                return Some(self.ask(Work::Delete { request, stamp }, None, record, now));
+            }
+            let base = self.stored.take().or_else(|| {
+                let known = known.take().filter(|_| !self.is_stale)?;
+                newer(known(), self.base.take())
+            });
+            let Some(base) = base else {
+                return Some(self.ask(Work::Read, None, record, now));
+            };
+            // None if all that it would hold is answered already.
+            if let Some(work) = self.batch(base, value_bytes_max, &mut stamp, answers) {
+                return Some(self.ask(work, None, record, now));
+            }
+        }
+        None
+    }
+
+    fn ask(&mut self, work: Work<T>, fails_at: Option<Instant>, record: &Name, now: Instant) -> Op {
+        let op = op(&work, record, now);
+        self.state = State::Asked { work, fails_at };
+        op
+    }
+
+    fn pop(&mut self) -> Option<Request<T>> {
+        let request = self.waiting.pop_front()?;
+        self.waiting_bytes -= request.write.len();
+        Some(request)
+    }
+
+    /// Puts requests together, up to a deletion or the bounds of a batch. `None` if all were answered.
+    fn batch(
+        &mut self,
+        base: Record,
+        value_bytes_max: usize,
+        mut stamp: impl FnMut() -> u64,
+        answers: &mut Answers<T>,
+    ) -> Option<Work<T>> {
+        let mut batch = Batch {
+            base: base.clone(),
+            updates: Vec::new(),
+            requests: Vec::new(),
+        };
+        let (mut last, mut bytes) = (base, 0);
+        while let Some(first) = self.waiting.front() {
+            let full = batch.updates.len() >= BATCH_UPDATES_MAX
+                || (bytes + first.write.len() > BATCH_BYTES_MAX && bytes > 0);
+            if full {
+                break;
+            }
+            let Some(mut request) = self.pop() else {
+                break;
+            };
+            let old = last.value.as_deref();
+            let value = match &mut request.write {
+                RecordWrite::Merge { json, deep } => Json::from(&*merge(old, json, *deep)),
+                RecordWrite::Replace(json) => json.clone(),
+                RecordWrite::Update(Update(transform)) => {
+                    let Some(json) = transform(old) else {
+                        answers.push((request.token, Ok(Outcome::Withdrawn)));
+                        continue;
+                    };
+                    json
+                }
+                RecordWrite::Delete => {
+                    self.push_front(request);
+                    break;
+                }
+            };
+            if value.len() > value_bytes_max {
+                let error = InstanceError::ValueTooLong {
+                    len: value.len(),
+                    max: value_bytes_max,
+                };
+                answers.push((request.token, Err(error)));
+                continue;
+            }
+            let change = diff(last.value.as_deref(), &value);
+            let is_update = change != record::Change::Equal;
+            if is_update {
+                bytes += value.len();
+                let stamp = stamp();
+                let patch = match change {
+                    record::Change::Patch(patch) => Some(patch.into()),
+                    record::Change::Equal | record::Change::Full => None,
+                };
+                last = Record {
+                    value: Some(value.clone()),
+                    version: Version {
+                        number: last.version.number + 1,
+                        stamp,
+                    },
+                };
+                batch.updates.push(RecordUpdate {
+                    stamp,
+                    value,
+                    patch,
+                });
+            }
+            batch
+                .requests
+                .push((request, batch.updates.len(), is_update));
+        }
+        if batch.requests.is_empty() {
+            // All that was here is answered; what is known serves the next.
+            self.stored = Some(batch.base);
+            return None;
+        }
+        // That nothing has changed is for the store to say: what is known here may be old.
+        Some(if batch.updates.is_empty() {
+            Work::Check(batch)
+        } else {
+            Work::Publish(batch)
+        })
+    }
+
+    /// The answer to what was asked. What has no answer yet is asked again with [`again`](Self::again) once the store is back; `is_back` if
+    /// it has been since.
+    pub(super) fn handle_backend(
+        &mut self,
+        result: Result<Reply, BackendError>,
+        is_back: bool,
+        now: Instant,
+        answers: &mut Answers<T>,
+    ) -> Advance {
+        let State::Asked { work, fails_at } = std::mem::replace(&mut self.state, State::Idle)
+        else {
+            return Advance::Nothing;
+        };
+        match (work, result) {
+            (Work::Read, Ok(Reply::Record(record))) => {
+                self.is_stale = false;
+                self.stored = Some(record);
+            }
+            (Work::Read, result) => self.fail_all(&error(result), answers),
+            (Work::Check(batch), Ok(Reply::RecordVersions(versions))) => {
+                if versions.first() == Some(&batch.base.version) {
+                    let version = batch.base.version.number;
+                    self.base = Some(batch.base);
+                    let written = Outcome::Written {
+                        version,
+                        changed: false,
+                    };
+                    let requests = batch.requests.into_iter();
+                    answers.extend(requests.map(|(it, ..)| (it.token, Ok(written.clone()))));
+                } else {
+                    self.put_back(batch);
+                    self.is_stale = true;
+                }
+            }
+            (Work::Publish(batch), Ok(Reply::Published { first })) => {
+                return self.published(batch, first, answers);
+            }
+            (Work::Publish(batch), Ok(Reply::Conflict(record))) => {
+                self.put_back(batch);
+                self.stored = Some(record);
+            }
+            (Work::Delete { request, stamp }, Ok(Reply::Deleted(deleted))) => {
+                self.base = None;
+                answers.push((request.token, Ok(Outcome::Deleted(deleted))));
+                if let Some(number) = deleted {
+                    let version = Version { number, stamp };
+                    let value = None;
+                    self.base = Some(Record { value, version });
+                    return Advance::Deleted { number, stamp };
+                }
+            }
+            (
+                work @ (Work::Delete { .. } | Work::Publish(_)),
+                Err(BackendError::Unavailable(error)),
+            ) => {
+                let fails_at = fails_at.unwrap_or(now + SETTLE_TIME_MAX);
+                self.state = State::Settling { work, fails_at };
+                if !is_back && fails_at <= now {
+                    self.give_up(&BackendError::Unavailable(error), answers);
+                }
+            }
+            (work, result) => {
+                let refused = error(result);
+                // The first attempt may have been carried out all the same.
+                let error = match fails_at {
+                    Some(_) => BackendError::Unavailable(format!("{refused}, when asked again")),
+                    None => refused,
+                };
+                self.fail(work, &error, answers);
+            }
+        }
+        Advance::Nothing
+    }
+
+    /// The versions that were made here.
+    fn published(&mut self, batch: Batch<T>, first: u64, answers: &mut Answers<T>) -> Advance {
+        let last = batch.last();
+        let base = batch.base.version;
+        for (request, updates, changed) in batch.requests {
+            let version = (first + updates as u64).saturating_sub(1);
+            answers.push((request.token, Ok(Outcome::Written { version, changed })));
+        }
+        self.base = Some(last);
+        let changes = batch.updates.into_iter().map(|update| Change {
+            stamp: update.stamp,
+            kind: match update.patch {
+                Some(patch) => RecordChangeKind::Patch(patch),
+                None => RecordChangeKind::Full(update.value.clone()),
+            },
+            value: Some(update.value),
+        });
+        Advance::Changes {
+            base,
+            changes: changes.collect(),
+        }
+    }
+
+    /// It did not happen: its requests come first again, and what they start from has to be known anew.
+    fn put_back(&mut self, batch: Batch<T>) {
+        self.base = None;
+        for (request, ..) in batch.requests.into_iter().rev() {
+            self.push_front(request);
+        }
+    }
+
+    fn push_front(&mut self, request: Request<T>) {
+        self.waiting_bytes += request.write.len();
+        self.waiting.push_front(request);
+    }
+
+    /// The store is back: an operation whose outcome is unknown is asked again. It tells what it told the first time, or is done now.
+    pub(super) fn again(&mut self, record: &Name, now: Instant) -> Option<Op> {
+        match std::mem::replace(&mut self.state, State::Idle) {
+            State::Settling { work, fails_at } => Some(self.ask(work, Some(fails_at), record, now)),
+            other => {
+                self.state = other;
+                None
+            }
+        }
+    }
+
+    /// The store did not come back in time.
+    pub(super) fn handle_timeout(&mut self, now: Instant, answers: &mut Answers<T>) {
+        if self.deadline().is_some_and(|fails_at| fails_at <= now) {
+            let error = BackendError::Unavailable("the outcome is unknown".to_owned());
+            self.give_up(&error, answers);
+        }
+    }
+
+    fn give_up(&mut self, error: &BackendError, answers: &mut Answers<T>) {
+        if let State::Settling { work, .. } = std::mem::replace(&mut self.state, State::Idle) {
+            self.fail(work, error, answers);
+        }
+        // They would fail the same way, one after the other.
+        self.fail_all(error, answers);
+    }
+
+    fn fail(&mut self, work: Work<T>, error: &BackendError, answers: &mut Answers<T>) {
+        self.base = None;
+        let requests = match work {
+            Work::Check(batch) | Work::Publish(batch) => batch.requests,
+            Work::Delete { request, .. } => vec![(request, 0, false)],
+            Work::Read => Vec::new(),
+        };
+        let failed = |(request, ..): (Request<T>, _, _)| (request.token, Err(error.clone().into()));
+        answers.extend(requests.into_iter().map(failed));
+    }
+
+    #[cfg(test)]
+    pub(super) fn name(&self) -> &'static str {
+        match &self.state {
+            State::Idle => "idle",
+            State::Settling { .. } => "settling",
+            State::Asked { work, .. } => match work {
+                Work::Check(_) => "checking",
+                Work::Delete { .. } => "deleting",
+                Work::Publish(_) => "publishing",
+                Work::Read => "reading",
+            },
+        }
+    }
+
+    fn fail_all(&mut self, error: &BackendError, answers: &mut Answers<T>) {
+        while let Some(request) = self.pop() {
+            answers.push((request.token, Err(error.clone().into())));
+        }
+    }
+}
+
+fn op<T>(work: &Work<T>, record: &Name, now: Instant) -> Op {
+    let record = record.clone();
+    match work {
+        Work::Check(_) => Op::RecordVersions {
+            records: vec![record],
+        },
+        Work::Delete { stamp, .. } => Op::DeleteRecord {
+            record,
+            stamp: *stamp,
+            now,
+        },
+        Work::Publish(batch) => Op::PublishRecord {
+            record,
+            base: batch.base.version,
+            updates: batch.updates.clone(),
+            now,
+        },
+        Work::Read => Op::Record { record },
+    }
+}
+
+/// The newer of two states of a record, the second one if in doubt.
+fn newer(one: Option<Record>, other: Option<Record>) -> Option<Record> {
+    match (one, other) {
+        (Some(one), Some(other)) if one.version.number > other.version.number => Some(one),
+        (one, other) => other.or(one),
+    }
+}
+
+/// Why an operation did not do what it should; a reply of another kind is a backend that breaks its contract.
+pub(super) fn error(result: Result<Reply, BackendError>) -> BackendError {
+    result.err().unwrap_or_else(|| {
+        BackendError::Usage("the backend gave an answer of another kind".to_owned())
+    })
+}
