@@ -14,6 +14,7 @@ mod desired;
 pub mod driver;
 mod failure;
 mod liveness;
+mod patch;
 mod queue;
 mod shapes;
 mod time;
@@ -24,3 +25,4 @@ pub use action::{
 pub use client::Client;
 pub use config::{ClientConfig, Reconnect};
 pub use failure::{ConnectError, Loss};
+pub use patch::{PatchError, apply_patch};
