@@ -1,6 +1,6 @@
 //! What the client machine hands out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use mesh_core::{
     protocol::CommandError,
@@ -9,7 +9,7 @@ use mesh_core::{
 
 use crate::failure::{ConnectError, Loss};
 
-/// One subscription of a channel. Several of one channel share one subscription on the wire.
+/// One subscription of a channel or a record. Several of one channel or record share one subscription on the wire.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct SubscriptionId(pub(crate) u64);
 
@@ -66,6 +66,13 @@ pub enum Action<T> {
     },
     /// The round trip that the server measured last.
     Latency(Duration),
+    /// A version of a record.
+    Record {
+        /// Whom it is for.
+        subscription: SubscriptionId,
+        /// What there is now.
+        event: RecordEvent,
+    },
     /// The connection is up for `stable_after`, after an [`Action::Failed`] that was the first of its series: worth a line in the
     /// log. Each such failure is followed by at most one.
     Recovered,
@@ -92,6 +99,37 @@ pub enum Action<T> {
         /// Why; `None` where the client itself ended.
         refusal: Option<Refusal>,
     },
+}
+
+/// What a record has become.
+///
+/// From one event of a subscription to the next, and from its snapshot to the first, the version rises, except in a
+/// [`RecordChange::Reset`].
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[non_exhaustive]
+pub struct RecordEvent {
+    /// How it came to that.
+    pub change: RecordChange,
+    /// The version that it has now.
+    pub version: u64,
+    /// The whole value as JSON; `None` where nothing is stored, or `null`.
+    pub value: Option<Arc<str>>,
+    /// The RFC 6902 patch that made the value out of that of the event or snapshot before, for who subscribed in
+    /// [`RecordMode::Patch`](mesh_core::protocol::builtin::RecordMode::Patch); `None` where the server sent the value itself.
+    pub patch: Option<Arc<str>>,
+}
+
+/// How a record came to a version.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[non_exhaustive]
+pub enum RecordChange {
+    /// It was deleted. A deletion that was missed, while the connection was down for one, is an [`Updated`](Self::Updated) without a value.
+    Deleted,
+    /// The server's store lost the record or some of its history, and this is what there is now. The version may be lower than before,
+    /// or the same with another value; version 0 and no value say that the record is gone with the store.
+    Reset,
+    /// It has a newer value. Versions in between may be missing, where the subscription was interrupted or somebody was too slow for them.
+    Updated,
 }
 
 /// What came of a command, a subscription or a request to connect. Each gets exactly one.
@@ -121,6 +159,13 @@ pub enum Outcome {
     Offline,
     /// The queue's limit of commands or bytes is reached; nothing was sent. Or too many wait for the connection.
     QueueFull,
+    /// The subscription of a record is in force.
+    RecordSubscribed {
+        /// The record's version: 0 where there never was one, a deletion's where it is deleted.
+        version: u64,
+        /// Its value as JSON; `None` where nothing is stored, or `null`.
+        value: Option<Arc<str>>,
+    },
     /// The server said no.
     Refused(Refusal),
     /// The reply's payload as JSON, as it came. `CommandError::from_reply` tells whether it is an error object.
@@ -144,7 +189,7 @@ pub enum Outcome {
         /// The limit.
         max: usize,
     },
-    /// The limit of subscriptions, or of channels and rooms, is reached; nothing was sent.
+    /// The limit of subscriptions, or of channels, records and rooms, is reached; nothing was sent.
     TooMany,
     /// The subscription is gone.
     Unsubscribed,
@@ -242,8 +287,10 @@ pub enum OfflinePolicy {
 pub struct Stats {
     /// Binary messages and texts that are no frame.
     pub frames_malformed: u64,
-    /// Messages of channels that nobody here is subscribed to (any more).
+    /// Messages of channels, and events of records, that nobody here is subscribed to (any more).
     pub messages_unclaimed: u64,
+    /// Gaps between the versions of records. Each is answered by asking for the whole value.
+    pub record_gaps: u64,
     /// Replies that came after their command's timeout.
     pub replies_late: u64,
     /// Replies that nothing waits for: unknown and duplicate ids, and names that do not fit.

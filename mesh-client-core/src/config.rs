@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use mesh_core::protocol::Dialect;
 
+use crate::patch::RECORD_BYTES_MAX;
+
 /// How long the client waits before it connects again.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[non_exhaustive]
@@ -75,12 +77,15 @@ pub struct ClientConfig {
     pub command_bytes_max: usize,
     /// Bytes that wait at a socket that takes nothing. Default 4 MiB, at least 1; over it commands wait in the queue and pings go unanswered.
     pub backlog_bytes_max: usize,
-    /// Subscriptions, of all channels together. Default 4 096; over it: [`Outcome::TooMany`](crate::Outcome::TooMany).
+    /// Subscriptions, of all channels and records together. Default 4 096; over it: [`Outcome::TooMany`](crate::Outcome::TooMany).
     pub subscriptions_max: usize,
-    /// Channels and rooms together. Default 4 096, the server's limit; over it: [`Outcome::TooMany`](crate::Outcome::TooMany).
+    /// Channels, records and rooms together. Default 4 096, the server's limit; over it: [`Outcome::TooMany`](crate::Outcome::TooMany).
     pub memberships_max: usize,
+    /// The longest value of a record that patches may make, in bytes. Default 16 MiB, the server's largest reply; over it the value is
+    /// asked for. One that comes whole is bounded by the longest message.
+    pub record_bytes_max: usize,
     /// The wait before a subscription, room or metadata is put back again after the server answered `EUNAVAILABLE` or
-    /// `EOVERLOAD`. Default 1 s.
+    /// `EOVERLOAD`, and before a record's value is asked for again if no patch fitted since it was asked for last. Default 1 s.
     pub restore_retry: Duration,
     /// The deepest nesting of a frame from the server. Default 1 024; over it the frame is ignored and counted.
     pub nesting_max: usize,
@@ -109,6 +114,7 @@ impl Default for ClientConfig {
             backlog_bytes_max: 4 << 20,
             subscriptions_max: 4_096,
             memberships_max: 4_096,
+            record_bytes_max: RECORD_BYTES_MAX,
             restore_retry: Duration::from_secs(1),
             nesting_max: 1_024,
         }

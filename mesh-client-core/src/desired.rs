@@ -1,6 +1,6 @@
 //! What the client wants to hold on the server: subscriptions, rooms, its metadata.
 //!
-//! For each channel, each room and the metadata there is at most one request on the wire, so that what is asked in order
+//! For each channel, each record, each room and the metadata there is at most one request on the wire, so that what is asked in order
 //! is carried out in order. What was granted is put back after a reconnect, before anything that waits.
 
 use std::{
@@ -8,18 +8,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mesh_core::protocol::{Dialect, names};
+use mesh_core::protocol::{Dialect, builtin::RecordMode, names};
 
-use self::entry::{Entry, Kept, Subscriber};
+use self::{
+    entry::{Entry, Kept, Subscriber},
+    record::Record,
+};
 use crate::{
-    action::{Action, Outcome, Status, SubscriptionId},
-    shapes,
+    action::{Action, Outcome, Refusal, Status, SubscriptionId},
+    shapes::{self, Grant},
     time::after,
 };
 
 mod entry;
+mod record;
 
-pub(crate) use self::entry::{Op, OpKind, Target};
+pub(crate) use self::{
+    entry::{Op, OpKind, Target, Wants},
+    record::{Heard, Word},
+};
 
 /// Where actions go.
 type Out<T> = VecDeque<Action<T>>;
@@ -28,9 +35,10 @@ type Out<T> = VecDeque<Action<T>>;
 #[derive(Debug)]
 pub(crate) struct Desired<T> {
     channels: BTreeMap<String, Entry<T>>,
+    records: BTreeMap<String, Entry<T>>,
     rooms: BTreeMap<String, Entry<T>>,
     metadata: Entry<T>,
-    subscriptions: BTreeMap<SubscriptionId, String>,
+    subscriptions: BTreeMap<SubscriptionId, Target>,
     open: bool,
     ready: BTreeSet<Target>,      // may have something to send
     unrestored: BTreeSet<Target>, // granted before, not put back yet
@@ -44,6 +52,7 @@ impl<T> Desired<T> {
     pub(crate) fn new() -> Self {
         Self {
             channels: BTreeMap::new(),
+            records: BTreeMap::new(),
             rooms: BTreeMap::new(),
             metadata: Entry::new(Kept::Metadata(None)),
             subscriptions: BTreeMap::new(),
@@ -66,14 +75,15 @@ impl<T> Desired<T> {
         self.subscriptions.len()
     }
 
-    /// Channels and rooms together, with `target` if it is new.
+    /// Channels, records and rooms together, with `target` if it is new.
     pub(crate) fn memberships_with(&self, target: &Target) -> usize {
         let new = match target {
             Target::Channel(channel) => !self.channels.contains_key(channel),
+            Target::Record(record) => !self.records.contains_key(record),
             Target::Room(room) => !self.rooms.contains_key(room),
             Target::Metadata => false,
         };
-        self.channels.len() + self.rooms.len() + usize::from(new)
+        self.channels.len() + self.records.len() + self.rooms.len() + usize::from(new)
     }
 
     /// Everything that was granted before is in force again.
@@ -88,10 +98,8 @@ impl<T> Desired<T> {
 
     /// Adds a request at the end of its target's line.
     pub(crate) fn push(&mut self, target: &Target, op: Op<T>, out: &mut Out<T>) {
-        if let (Target::Channel(channel), OpKind::Subscribe { subscription, .. }) =
-            (target, &op.kind)
-        {
-            self.subscriptions.insert(*subscription, channel.clone());
+        if let OpKind::Subscribe { subscription, .. } = &op.kind {
+            self.subscriptions.insert(*subscription, target.clone());
         }
         self.waiting_bytes += op.bytes;
         self.deadlines.insert((op.deadline, op.seq), target.clone());
@@ -107,14 +115,14 @@ impl<T> Desired<T> {
         token: Option<T>,
         out: &mut Out<T>,
     ) -> Option<u16> {
-        let Some(channel) = self.subscriptions.remove(&subscription) else {
+        let Some(target) = self.subscriptions.remove(&subscription) else {
             complete(out, token, Outcome::Unsubscribed);
             return None;
         };
-        let target = Target::Channel(channel);
         let entry = self.entry(&target);
         let active = match &mut entry.kept {
             Kept::Channel(subscribers) => subscribers.remove(&subscription).is_some(),
+            Kept::Record(record) => record.remove(subscription),
             Kept::Metadata(_) | Kept::Room { .. } => false,
         };
         let position = entry
@@ -135,12 +143,13 @@ impl<T> Desired<T> {
         on_wire
     }
 
-    /// The next request to send. It must be reported with [`sent`](Self::sent).
+    /// The next request to send. It must be reported with [`sent`](Self::sent). What the server need not be asked is granted here.
     pub(crate) fn next(
         &mut self,
         seq: u64,
         timeout: Duration,
         now: Instant,
+        out: &mut Out<T>,
     ) -> Option<(Target, Op<T>)> {
         while let Some(target) = self.ready.pop_first() {
             let entry = self.entry(&target);
@@ -157,22 +166,18 @@ impl<T> Desired<T> {
                 sent: false,
             };
             if restore {
-                let limit = match &entry.kept {
-                    Kept::Channel(subscribers) => subscribers
-                        .values()
-                        .map(|subscriber| subscriber.limit)
-                        .max(),
-                    Kept::Metadata(_) | Kept::Room { .. } => None,
-                };
-                let limit = limit.unwrap_or(0);
-                return Some((target, own(OpKind::Restore { limit })));
+                let kind = OpKind::Restore(entry.restore());
+                return Some((target, own(kind)));
             }
             if let Some(op) = entry.waiting.pop_front() {
                 if let (OpKind::Leave(_), Kept::Room { joined }) = (&op.kind, &mut entry.kept) {
                     *joined = false;
                 }
                 self.forget(&op);
-                return Some((target, op));
+                match self.serve(&target, op, out) {
+                    Some(op) => return Some((target, op)),
+                    None => continue,
+                }
             }
             if entry.present && entry.has_nobody() {
                 let tokens = std::mem::take(&mut entry.leaving);
@@ -182,9 +187,34 @@ impl<T> Desired<T> {
         None
     }
 
+    /// Grants `op` without asking if it is for a record that is in force and held. Returns it if it is not.
+    fn serve(&mut self, target: &Target, op: Op<T>, out: &mut Out<T>) -> Option<Op<T>> {
+        let entry = self.entry(target);
+        match (&mut entry.kept, op.kind) {
+            (
+                Kept::Record(record),
+                OpKind::Subscribe {
+                    subscription,
+                    wants: Wants::Record(mode),
+                    token,
+                },
+            ) if entry.present && record.serves(mode) => {
+                let state = record.insert(subscription, mode);
+                complete(out, token, state.subscribed());
+                self.settle(target, out);
+                None
+            }
+            (_, kind) => Some(Op { kind, ..op }),
+        }
+    }
+
     /// The request that [`next`](Self::next) gave is on the wire.
     pub(crate) fn sent(&mut self, target: &Target, id: u16) {
-        self.entry(target).in_flight = Some(id);
+        let entry = self.entry(target);
+        entry.in_flight = Some(id);
+        if let Kept::Record(record) = &mut entry.kept {
+            record.asked();
+        }
     }
 
     /// The name and payload that ask for `op`.
@@ -200,11 +230,33 @@ impl<T> Desired<T> {
             }
             (
                 Target::Channel(channel),
-                OpKind::Restore { limit } | OpKind::Subscribe { limit, .. },
+                OpKind::Restore(Wants::History(limit))
+                | OpKind::Subscribe {
+                    wants: Wants::History(limit),
+                    ..
+                },
             ) => (names::SUBSCRIBE_CHANNEL, shapes::subscribe(channel, *limit)),
             (Target::Channel(channel), _) => {
                 (names::SUBSCRIBE_CHANNEL, shapes::subscribe(channel, 0))
             }
+            (Target::Record(record), OpKind::Unsubscribe(_)) => {
+                (names::UNSUBSCRIBE_RECORD, shapes::record(record))
+            }
+            (
+                Target::Record(record),
+                OpKind::Restore(Wants::Record(mode))
+                | OpKind::Subscribe {
+                    wants: Wants::Record(mode),
+                    ..
+                },
+            ) => (
+                names::SUBSCRIBE_RECORD,
+                shapes::subscribe_record(record, *mode),
+            ),
+            (Target::Record(record), _) => (
+                names::SUBSCRIBE_RECORD,
+                shapes::subscribe_record(record, RecordMode::Full),
+            ),
             (Target::Room(room), OpKind::Leave(_)) => (names::LEAVE_ROOM, shapes::room(room)),
             (Target::Room(room), _) => (names::JOIN_ROOM, shapes::room(room)),
             (Target::Metadata, kind) => {
@@ -230,11 +282,14 @@ impl<T> Desired<T> {
         let entry = self.entry(target);
         entry.in_flight = None;
         match op.kind {
-            OpKind::Restore { .. } => match shapes::grant(payload) {
-                Ok(grant) => entry.restored(&grant, out),
+            OpKind::Restore(wants) => match grant(target, payload) {
+                Ok(grant) => {
+                    if entry.restored(grant, wants, out) {
+                        self.retry(target, retry_at);
+                    }
+                }
                 Err(refusal) if shapes::is_transient(&refusal) => {
-                    entry.retry_at = Some(retry_at);
-                    self.retries.insert((retry_at, target.clone()));
+                    self.retry(target, retry_at);
                     self.unanswered.remove(target);
                 }
                 Err(refusal) => match &mut entry.kept {
@@ -243,14 +298,11 @@ impl<T> Desired<T> {
                             .extract_if(.., |_, subscriber| !subscriber.granted)
                             .map(|(subscription, _)| subscription)
                             .collect();
-                        for subscription in ended {
-                            self.subscriptions.remove(&subscription);
-                            let refusal = Some(refusal.clone());
-                            out.push_back(Action::SubscriptionEnded {
-                                subscription,
-                                refusal,
-                            });
-                        }
+                        self.refuse(ended, &refusal, out);
+                    }
+                    Kept::Record(record) => {
+                        let ended = record.clear();
+                        self.refuse(ended, &refusal, out);
                     }
                     Kept::Metadata(value) => {
                         *value = None;
@@ -267,22 +319,34 @@ impl<T> Desired<T> {
             },
             OpKind::Subscribe {
                 subscription,
-                limit,
+                wants,
                 token,
-            } => match shapes::grant(payload) {
+            } => match grant(target, payload) {
                 Ok(mut grant) => {
                     entry.present = true;
-                    if let (Some(token), Kept::Channel(subscribers)) = (token, &mut entry.kept) {
-                        subscribers.insert(
-                            subscription,
-                            Subscriber {
-                                limit,
-                                granted: true,
-                            },
-                        );
-                        grant.history.truncate(limit as usize);
-                        let history = grant.history;
-                        complete(out, Some(token), Outcome::Subscribed { history });
+                    match (&mut entry.kept, wants) {
+                        (Kept::Channel(subscribers), Wants::History(limit)) => {
+                            if let Some(token) = token {
+                                let granted = true;
+                                subscribers.insert(subscription, Subscriber { limit, granted });
+                                grant.history.truncate(limit as usize);
+                                let history = grant.history;
+                                complete(out, Some(token), Outcome::Subscribed { history });
+                            }
+                        }
+                        (Kept::Record(record), Wants::Record(mode)) => {
+                            // The others first: they and the new one go on from the same state.
+                            let wait = record.granted(grant.record, mode, out);
+                            if let Some(token) = token {
+                                let state = record.insert(subscription, mode);
+                                complete(out, Some(token), state.subscribed());
+                            }
+                            record.forget();
+                            if wait {
+                                self.retry(target, retry_at);
+                            }
+                        }
+                        _ => {}
                     }
                 }
                 Err(refusal) => {
@@ -293,7 +357,7 @@ impl<T> Desired<T> {
             OpKind::Unsubscribe(tokens) => {
                 entry.present = false;
                 let outcome = match mesh_core::protocol::CommandError::from_reply(payload) {
-                    Some(error) => Outcome::Refused(crate::action::Refusal::Error(error)),
+                    Some(error) => Outcome::Refused(Refusal::Error(error)),
                     None => Outcome::Unsubscribed,
                 };
                 for token in tokens {
@@ -301,7 +365,7 @@ impl<T> Desired<T> {
                 }
             }
             OpKind::Join(token) => {
-                let outcome = match shapes::grant(payload) {
+                let outcome = match grant(target, payload) {
                     Ok(grant) => {
                         entry.present = true;
                         entry.kept = Kept::Room { joined: true };
@@ -316,11 +380,11 @@ impl<T> Desired<T> {
             OpKind::Leave(token) => {
                 entry.present = false;
                 let outcome =
-                    shapes::grant(payload).map_or_else(Outcome::Refused, |_| Outcome::Left);
+                    grant(target, payload).map_or_else(Outcome::Refused, |_| Outcome::Left);
                 complete(out, token, outcome);
             }
             OpKind::SetMetadata { json, token } => {
-                let outcome = match shapes::grant(payload) {
+                let outcome = match grant(target, payload) {
                     Ok(_) => {
                         entry.present = true;
                         entry.kept = Kept::Metadata(Some(json));
@@ -343,7 +407,7 @@ impl<T> Desired<T> {
         };
         let entry = self.entry(target);
         entry.in_flight = None;
-        let useless = matches!(op.kind, OpKind::Restore { .. });
+        let useless = matches!(op.kind, OpKind::Restore(_));
         if matches!(op.kind, OpKind::Unsubscribe(_)) {
             entry.present = false;
         }
@@ -360,12 +424,16 @@ impl<T> Desired<T> {
         op: impl FnOnce(OpKind<T>) -> Op<T>,
         out: &mut Out<T>,
     ) {
-        if shapes::grant(payload).is_err() {
+        if grant(target, payload).is_err() {
             return;
         }
         let entry = self.entry(target);
-        match entry.kept {
+        match &mut entry.kept {
             Kept::Channel(_) => entry.present = true,
+            Kept::Record(record) => {
+                entry.present = true;
+                record.replaced();
+            }
             Kept::Room { joined: false }
                 if entry.waiting.is_empty() && entry.in_flight.is_none() =>
             {
@@ -383,9 +451,9 @@ impl<T> Desired<T> {
         self.entry(target).in_flight = None;
         match op.kind {
             OpKind::Unsubscribe(_) => return self.drop_op(op.kind, &Outcome::Unsubscribed, out),
-            OpKind::Restore { .. }
-            | OpKind::Leave(None)
-            | OpKind::Subscribe { token: None, .. } => return,
+            OpKind::Restore(_) | OpKind::Leave(None) | OpKind::Subscribe { token: None, .. } => {
+                return;
+            }
             OpKind::Join(_)
             | OpKind::Leave(Some(_))
             | OpKind::SetMetadata { .. }
@@ -421,10 +489,12 @@ impl<T> Desired<T> {
             entry.present = false;
             entry.in_flight = None;
             entry.retry_at = None;
-            if let Kept::Channel(subscribers) = &mut entry.kept {
-                subscribers
+            match &mut entry.kept {
+                Kept::Channel(subscribers) => subscribers
                     .values_mut()
-                    .for_each(|subscriber| subscriber.granted = false);
+                    .for_each(|subscriber| subscriber.granted = false),
+                Kept::Record(record) => record.lost(),
+                Kept::Metadata(_) | Kept::Room { .. } => {}
             }
             self.forget_leaves(&target, out);
             self.settle(&target, out);
@@ -447,6 +517,7 @@ impl<T> Desired<T> {
             }
         }
         self.channels.clear();
+        self.records.clear();
         self.rooms.clear();
         self.metadata = Entry::new(Kept::Metadata(None));
         for (subscription, _) in std::mem::take(&mut self.subscriptions) {
@@ -534,6 +605,7 @@ impl<T> Desired<T> {
             self.ready.remove(target);
             match target {
                 Target::Channel(channel) => drop(self.channels.remove(channel)),
+                Target::Record(record) => drop(self.records.remove(record)),
                 Target::Room(room) => drop(self.rooms.remove(room)),
                 Target::Metadata => {}
             }
@@ -563,7 +635,7 @@ impl<T> Desired<T> {
     /// Ends a request with one outcome for whoever waits for it.
     fn drop_op(&mut self, kind: OpKind<T>, outcome: &Outcome, out: &mut Out<T>) {
         match kind {
-            OpKind::Restore { .. } => {}
+            OpKind::Restore(_) => {}
             OpKind::Leave(token) => complete(out, token, outcome.clone()),
             OpKind::Subscribe {
                 subscription,
@@ -598,6 +670,10 @@ impl<T> Desired<T> {
                 .entry(channel.clone())
                 .or_insert_with(|| Entry::new(Kept::Channel(BTreeMap::new()))),
             Target::Metadata => &mut self.metadata,
+            Target::Record(record) => self
+                .records
+                .entry(record.clone())
+                .or_insert_with(|| Entry::new(Kept::Record(Record::default()))),
             Target::Room(room) => self
                 .rooms
                 .entry(room.clone())
@@ -607,8 +683,39 @@ impl<T> Desired<T> {
 
     fn targets(&self) -> Vec<Target> {
         let channels = self.channels.keys().cloned().map(Target::Channel);
+        let records = self.records.keys().cloned().map(Target::Record);
         let rooms = self.rooms.keys().cloned().map(Target::Room);
-        channels.chain(rooms).chain([Target::Metadata]).collect()
+        let named = channels.chain(records).chain(rooms);
+        named.chain([Target::Metadata]).collect()
+    }
+
+    /// Tries to put `target` back again, but not before `at`.
+    fn retry(&mut self, target: &Target, at: Instant) {
+        let before = self.entry(target).retry_at.replace(at);
+        if let Some(before) = before {
+            self.retries.remove(&(before, target.clone()));
+        }
+        self.retries.insert((at, target.clone()));
+    }
+
+    /// The server does not grant these subscriptions again.
+    fn refuse(&mut self, ended: Vec<SubscriptionId>, refusal: &Refusal, out: &mut Out<T>) {
+        for subscription in ended {
+            self.subscriptions.remove(&subscription);
+            let refusal = Some(refusal.clone());
+            out.push_back(Action::SubscriptionEnded {
+                subscription,
+                refusal,
+            });
+        }
+    }
+}
+
+/// Reads the reply to what asks for `target`.
+fn grant(target: &Target, payload: &str) -> Result<Grant, Refusal> {
+    match target {
+        Target::Record(_) => shapes::snapshot(payload),
+        Target::Channel(_) | Target::Metadata | Target::Room(_) => shapes::grant(payload),
     }
 }
 

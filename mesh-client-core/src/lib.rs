@@ -2,7 +2,7 @@
 //!
 //! [`Client`] is a machine: events and instants go in, actions come out. It reconnects with backoff and jitter, gives each
 //! command exactly one outcome, queues what is asked while offline, and puts subscriptions, rooms and metadata back
-//! after a reconnect. Without features this crate has no async runtime, socket, clock, thread or source of randomness.
+//! after a reconnect. Of a record it hands out whole values, whatever the server sends. Without features this crate has no async runtime, socket, clock, thread or source of randomness.
 
 mod action;
 mod backoff;
@@ -20,7 +20,8 @@ mod shapes;
 mod time;
 
 pub use action::{
-    Action, CommandOptions, OfflinePolicy, Outcome, Refusal, Stats, Status, SubscriptionId,
+    Action, CommandOptions, OfflinePolicy, Outcome, RecordChange, RecordEvent, Refusal, Stats,
+    Status, SubscriptionId,
 };
 pub use client::Client;
 pub use config::{ClientConfig, Reconnect};

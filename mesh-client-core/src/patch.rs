@@ -4,8 +4,8 @@ use mesh_core::record;
 
 pub use mesh_core::record::PatchError;
 
-/// The longest value that patches make.
-const RECORD_BYTES_MAX: usize = 16 << 20;
+/// The longest value that patches make, unless the options say otherwise.
+pub(crate) const RECORD_BYTES_MAX: usize = 16 << 20;
 
 /// Applies an RFC 6902 patch to a record's value, all of it or nothing, as every subscription does by itself.
 ///

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use mesh_core::protocol::{
     self,
-    builtin::{ChannelRef, SubscriptionMessage},
+    builtin::{ChannelRef, RecordDeleted, RecordUpdate, SubscriptionMessage},
     encode, names,
 };
 
@@ -12,7 +12,7 @@ use super::{Client, InFlight, State};
 use crate::{
     action::{Action, Outcome, SubscriptionId},
     correlation::Match,
-    desired::Op,
+    desired::{Heard, Op, Word},
     time::after,
 };
 
@@ -103,6 +103,32 @@ impl<T> Client<T> {
                     true
                 })
             }
+            (_, Some(names::RECORD_DELETED)) => {
+                let deleted = serde_json::from_str::<RecordDeleted<'_>>(payload);
+                deleted.is_ok_and(|RecordDeleted { record_id, version }| {
+                    self.hear(&record_id, Word::Deleted { version }, now);
+                    true
+                })
+            }
+            (_, Some(names::RECORD_UPDATE)) => {
+                let update = serde_json::from_str::<RecordUpdate<'_>>(payload);
+                update.is_ok_and(|update| {
+                    let version = update.version;
+                    let word = match (update.full, update.patch) {
+                        (Some(full), _) => Word::Full {
+                            version,
+                            value: full.get(),
+                        },
+                        (None, Some(patch)) => Word::Patch {
+                            version,
+                            patch: patch.get(),
+                        },
+                        (None, None) => return false,
+                    };
+                    self.hear(&update.record_id, word, now);
+                    true
+                })
+            }
             (_, Some(names::SUBSCRIPTION_MESSAGE)) => {
                 let message = serde_json::from_str::<SubscriptionMessage<'_>>(payload);
                 message.is_ok_and(|SubscriptionMessage { channel, message }| {
@@ -128,6 +154,18 @@ impl<T> Client<T> {
     fn dispatch(&mut self, channel: &str, action: impl Fn(SubscriptionId) -> Action<T>) {
         let found = self.desired.dispatch(channel, &mut self.actions, action);
         self.stats.messages_unclaimed += u64::from(!found);
+    }
+
+    /// Takes what the server says of a record.
+    fn hear(&mut self, record_id: &str, word: Word<'_>, now: Instant) {
+        let bytes_max = self.config.record_bytes_max;
+        let retry_at = after(now, self.config.restore_retry);
+        let out = &mut self.actions;
+        match self.desired.hear(record_id, word, bytes_max, retry_at, out) {
+            Heard::Gap => self.stats.record_gaps += 1,
+            Heard::Taken => {}
+            Heard::Unclaimed => self.stats.messages_unclaimed += 1,
+        }
     }
 
     /// Answers a probe. Without an id: no reply comes that could free one.

@@ -6,14 +6,14 @@ use std::{
 };
 
 use mesh_core::{
-    protocol::{Dialect, parse},
+    protocol::{Dialect, builtin::RecordMode, parse},
     websocket::{CloseCode, CloseFrame},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use crate::{
     Action, Client, ClientConfig, CommandOptions, ConnectError, Loss, OfflinePolicy, Outcome,
-    Status, SubscriptionId, time::origin,
+    RecordChange, Status, SubscriptionId, time::origin,
 };
 
 const QUEUE_MAX: usize = 6;
@@ -53,11 +53,17 @@ enum Step {
     Open,
     Ping,
     Probe,
+    Record {
+        record: u8,
+        version: u64,
+        what: u8,
+    },
     Rubbish,
     SetMetadata,
     SocketClosed(Option<CloseCode>),
     Stale(u8),
     Subscribe(u8, u32),
+    SubscribeRecord(u8, bool),
     UnknownReply(u32),
     Unsubscribe(Index, bool),
     Wait {
@@ -117,11 +123,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             6 => Just(Step::Open),
             3 => Just(Step::Ping),
             1 => Just(Step::Probe),
+            6 => (0..2u8, 0..6u64, 0..4u8).prop_map(|(record, version, what)| Step::Record { record, version, what }),
             1 => Just(Step::Rubbish),
             1 => Just(Step::SetMetadata),
             3 => code.prop_map(Step::SocketClosed),
             3 => (0..5u8).prop_map(Step::Stale),
             4 => (0..3u8, 0..4u32).prop_map(|(channel, limit)| Step::Subscribe(channel, limit)),
+            4 => (0..2u8, any::<bool>()).prop_map(|(record, patch)| Step::SubscribeRecord(record, patch)),
             1 => (0..70_000u32).prop_map(Step::UnknownReply),
             2 => (any::<Index>(), any::<bool>()).prop_map(|(n, token)| Step::Unsubscribe(n, token)),
             10 => (prop_oneof![0..2_000u64, 0..70_000u64], any::<bool>()).prop_map(|(ms, late)| Step::Wait { ms, late }),
@@ -148,9 +156,10 @@ enum Asked {
 
 #[derive(Debug)]
 struct Subscriber {
-    channel: String,
+    channel: String, // or record
     limit: usize,
     granted: bool,
+    version: u64, // of a record
 }
 
 #[derive(Debug, Default)]
@@ -164,7 +173,7 @@ enum Wire {
 /// What the server holds for this connection.
 #[derive(Debug, Default)]
 struct Server {
-    channels: BTreeSet<String>,
+    channels: BTreeSet<String>, // and records
     rooms: BTreeSet<String>,
     metadata: Option<String>,
 }
@@ -189,6 +198,7 @@ struct World {
     leaves: BTreeMap<String, u32>, // the token of the last leave of a room
     metadata: Option<u32>,         // the value that is surely wanted
     last_metadata: u32,
+    snapshots: u64, // of records, that were given
     wire: Wire,
     attempts: u64,
     outstanding: Vec<(u32, String, String)>,
@@ -233,6 +243,7 @@ impl World {
             leaves: BTreeMap::new(),
             metadata: None,
             last_metadata: 0,
+            snapshots: 0,
             wire: Wire::None,
             attempts: 0,
             outstanding: Vec::new(),
@@ -371,6 +382,23 @@ impl World {
                 self.text(r#"{"command":"latency","payload":0.25}"#);
                 self.text(r#"{"command":"latency:request","payload":{}}"#);
             }
+            Step::Record {
+                record,
+                version,
+                what,
+            } => {
+                let change = match what {
+                    0 => r#""full":null,"#,
+                    1 => r#""full":{"a":1},"#,
+                    2 => r#""patch":[{"op":"replace","path":"/a","value":2}],"#,
+                    _ => "",
+                };
+                let name = if *what < 3 { "update" } else { "deleted" };
+                let payload = format!(r#"{{"recordId":"d{record}",{change}"version":{version}}}"#);
+                self.text(&format!(
+                    r#"{{"command":"mesh/record-{name}","payload":{payload}}}"#
+                ));
+            }
             Step::Rubbish => self.text("{\"command\":"),
             Step::SetMetadata => {
                 self.token += 1;
@@ -414,17 +442,20 @@ impl World {
                 self.token += 1;
                 let token = self.token;
                 let subscription = self.client.handle_subscribe(token, &channel, *limit, now);
-                self.asked.insert(token, Asked::Subscribe(subscription));
-                let limit = *limit as usize;
-                let granted = false;
-                self.subscribers.insert(
-                    subscription,
-                    Subscriber {
-                        channel,
-                        limit,
-                        granted,
-                    },
-                );
+                self.subscribed(token, subscription, channel, *limit as usize);
+            }
+            Step::SubscribeRecord(record, patch) => {
+                let record = format!("d{record}");
+                self.token += 1;
+                let token = self.token;
+                let mode = if *patch {
+                    RecordMode::Patch
+                } else {
+                    RecordMode::Full
+                };
+                let client = &mut self.client;
+                let subscription = client.handle_subscribe_record(token, &record, mode, now);
+                self.subscribed(token, subscription, record, 0);
             }
             Step::UnknownReply(id) => {
                 if self.outstanding.iter().all(|(other, ..)| other != id) {
@@ -459,6 +490,23 @@ impl World {
         self.drain()
     }
 
+    fn subscribed(
+        &mut self,
+        token: u32,
+        subscription: SubscriptionId,
+        channel: String,
+        limit: usize,
+    ) {
+        self.asked.insert(token, Asked::Subscribe(subscription));
+        let subscriber = Subscriber {
+            channel,
+            limit,
+            granted: false,
+            version: 0,
+        };
+        self.subscribers.insert(subscription, subscriber);
+    }
+
     fn tick(&mut self) -> Result<(), TestCaseError> {
         self.may = May::Nothing;
         self.client.handle_timeout(self.now);
@@ -488,10 +536,21 @@ impl World {
             (_, Some("unsubscribe-channel")) => {
                 self.server.channels.remove(&name_of("channel")).to_string()
             }
+            (_, Some("unsubscribe-record")) => self
+                .server
+                .channels
+                .remove(&name_of("recordId"))
+                .to_string(),
             (How::Grant, Some(bare)) => match bare {
                 "subscribe-channel" => {
                     self.server.channels.insert(name_of("channel"));
                     r#"{"success":true,"history":["4","3","2","1"]}"#.to_owned()
+                }
+                "subscribe-record" => {
+                    self.server.channels.insert(name_of("recordId"));
+                    self.snapshots += 1;
+                    let version = self.snapshots % 5;
+                    format!(r#"{{"success":true,"record":{{"a":1}},"version":{version}}}"#)
                 }
                 "join-room" => {
                     self.server.rooms.insert(name_of("roomName"));
@@ -558,6 +617,16 @@ impl World {
             Action::Gap { subscription } => {
                 prop_assert_eq!(self.may, May::Gap);
                 self.check_delivery(subscription)?;
+            }
+            Action::Record {
+                subscription,
+                event,
+            } => {
+                self.check_delivery(subscription)?;
+                if let Some(subscriber) = self.subscribers.get_mut(&subscription) {
+                    let before = std::mem::replace(&mut subscriber.version, event.version);
+                    prop_assert!(event.version > before || event.change == RecordChange::Reset);
+                }
             }
             Action::Event { .. } => prop_assert_eq!(self.may, May::Event),
             Action::Failed { error, is_first } => {
@@ -700,7 +769,10 @@ impl World {
             (Asked::Join(_), Outcome::Joined { .. })
             | (Asked::Leave, Outcome::Left)
             | (Asked::Metadata(_), Outcome::MetadataSet)
-            | (Asked::Subscribe(_), Outcome::Subscribed { .. } | Outcome::Cancelled)
+            | (
+                Asked::Subscribe(_),
+                Outcome::Subscribed { .. } | Outcome::RecordSubscribed { .. } | Outcome::Cancelled,
+            )
             | (Asked::Unsubscribe, Outcome::Unsubscribed) => true,
             (
                 Asked::Join(_)
@@ -731,6 +803,13 @@ impl World {
                 };
                 prop_assert!(history.len() == subscriber.limit.min(4));
                 subscriber.granted = true;
+            }
+            (Asked::Subscribe(subscription), Outcome::RecordSubscribed { version, .. }) => {
+                let Some(subscriber) = self.subscribers.get_mut(&subscription) else {
+                    return Err(TestCaseError::fail("granted after unsubscribe"));
+                };
+                prop_assert!(self.server.channels.contains(&subscriber.channel));
+                (subscriber.granted, subscriber.version) = (true, *version);
             }
             (Asked::Subscribe(subscription), _) => {
                 self.subscribers.remove(&subscription);

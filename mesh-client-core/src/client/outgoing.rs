@@ -26,8 +26,9 @@ impl<T> Client<T> {
     pub(super) fn pump(&mut self, now: Instant) {
         while self.may_send(0) {
             let seq = self.next_seq();
-            let Some((target, op)) = self.desired.next(seq, self.config.command_timeout, now)
-            else {
+            let timeout = self.config.command_timeout;
+            let next = self.desired.next(seq, timeout, now, &mut self.actions);
+            let Some((target, op)) = next else {
                 break;
             };
             let Some(id) = self.correlator.next_id() else {

@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use mesh_core::protocol::builtin::RecordMode;
+
 use super::{Client, InFlight, State};
 use crate::{
     action::{Action, CommandOptions, OfflinePolicy, Outcome, SubscriptionId},
-    desired::{Op, OpKind, Target},
+    desired::{Op, OpKind, Target, Wants},
     queue::Command,
     time::after,
 };
@@ -70,24 +72,24 @@ impl<T> Client<T> {
         history: u32,
         now: Instant,
     ) -> SubscriptionId {
-        self.now = Some(now);
-        let seq = self.next_seq();
-        let subscription = SubscriptionId(seq);
-        let kind = OpKind::Subscribe {
-            subscription,
-            limit: history,
-            token: Some(token),
-        };
-        let refused = (self.desired.subscriptions() >= self.config.subscriptions_max)
-            .then_some(Outcome::TooMany);
-        self.request(
-            &Target::Channel(channel.to_owned()),
-            seq,
-            kind,
-            refused,
-            now,
-        );
-        subscription
+        let target = Target::Channel(channel.to_owned());
+        self.subscribe(token, &target, Wants::History(history), now)
+    }
+
+    /// Subscribes to a record. The token comes back with [`Outcome::RecordSubscribed`] or what went wrong; from there
+    /// [`Action::Record`] goes on. A subscription that is lost with its connection is put back by itself.
+    ///
+    /// All subscriptions of one record share what is held of it, and a further one is granted without asking the server where
+    /// the record is in force. With [`RecordMode::Patch`] the patches are handed on beside the values that they make.
+    pub fn handle_subscribe_record(
+        &mut self,
+        token: T,
+        record: &str,
+        mode: RecordMode,
+        now: Instant,
+    ) -> SubscriptionId {
+        let target = Target::Record(record.to_owned());
+        self.subscribe(token, &target, Wants::Record(mode), now)
     }
 
     /// Ends a subscription at once: nothing of it is handed out from here on. A token comes back once the server knows too.
@@ -155,6 +157,27 @@ impl<T> Client<T> {
         );
     }
 
+    fn subscribe(
+        &mut self,
+        token: T,
+        target: &Target,
+        wants: Wants,
+        now: Instant,
+    ) -> SubscriptionId {
+        self.now = Some(now);
+        let seq = self.next_seq();
+        let subscription = SubscriptionId(seq);
+        let kind = OpKind::Subscribe {
+            subscription,
+            wants,
+            token: Some(token),
+        };
+        let refused = (self.desired.subscriptions() >= self.config.subscriptions_max)
+            .then_some(Outcome::TooMany);
+        self.request(target, seq, kind, refused, now);
+        subscription
+    }
+
     /// Queues a request about a target, or refuses it.
     fn request(
         &mut self,
@@ -199,7 +222,7 @@ impl<T> Client<T> {
                 self.actions
                     .extend(token.map(|token| Action::Complete { token, outcome }));
             }
-            OpKind::Restore { .. } | OpKind::Unsubscribe(_) => {}
+            OpKind::Restore(_) | OpKind::Unsubscribe(_) => {}
         }
     }
 }

@@ -12,12 +12,15 @@ use crate::{
     Refusal, Status, time::origin,
 };
 
+mod records;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A client and a clock.
 struct Bench {
     client: Client<u32>,
     now: Instant,
+    last_id: u32, // of what was sent
 }
 
 impl Bench {
@@ -25,8 +28,12 @@ impl Bench {
         let mut config = ClientConfig::default();
         change(&mut config);
         let client = Client::new(config, [3; 32]);
-        let now = origin();
-        Self { client, now }
+        let (now, last_id) = (origin(), 0);
+        Self {
+            client,
+            now,
+            last_id,
+        }
     }
 
     /// Connected for the first time, with nothing left to do.
@@ -39,7 +46,14 @@ impl Bench {
     }
 
     fn actions(&mut self) -> Vec<Action<u32>> {
-        std::iter::from_fn(|| self.client.poll_action()).collect()
+        let actions: Vec<_> = std::iter::from_fn(|| self.client.poll_action()).collect();
+        for action in &actions {
+            if let Action::Send { frame, .. } = action {
+                let id = parse(frame.text(), 8).unwrap().id;
+                self.last_id = id.unwrap_or(self.last_id);
+            }
+        }
+        actions
     }
 
     /// What is sent, without the envelope's `{"id":`.

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::Out;
+use mesh_core::protocol::builtin::RecordMode;
+
+use super::{Out, record::Record};
 use crate::{
     action::{Action, SubscriptionId},
     shapes::Grant,
@@ -16,7 +18,17 @@ use crate::{
 pub(crate) enum Target {
     Channel(String),
     Metadata,
+    Record(String),
     Room(String),
+}
+
+/// What a subscription asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Wants {
+    /// Messages, and this many of the last ones.
+    History(u32),
+    /// Versions, in this way.
+    Record(RecordMode),
 }
 
 /// One request, waiting or on the wire.
@@ -36,16 +48,14 @@ pub(crate) enum OpKind<T> {
     Leave(Option<T>),
     Join(T),
     /// Puts back what was granted before the reconnect.
-    Restore {
-        limit: u32,
-    },
+    Restore(Wants),
     SetMetadata {
         json: String,
         token: T,
     },
     Subscribe {
         subscription: SubscriptionId,
-        limit: u32,
+        wants: Wants,
         /// `None` once it was taken back.
         token: Option<T>,
     },
@@ -63,6 +73,7 @@ pub(super) struct Subscriber {
 pub(super) enum Kept {
     Channel(BTreeMap<SubscriptionId, Subscriber>),
     Metadata(Option<String>),
+    Record(Record),
     Room { joined: bool },
 }
 
@@ -89,13 +100,14 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Whether something was granted on an earlier connection and is not on this one.
+    /// Whether something was granted on an earlier connection and is not on this one, or a record has a gap.
     pub(super) fn needs_restore(&self) -> bool {
         match &self.kept {
             Kept::Channel(subscribers) => {
                 subscribers.values().any(|subscriber| !subscriber.granted)
             }
             Kept::Metadata(value) => value.is_some() && !self.present,
+            Kept::Record(record) => !record.is_empty() && (!self.present || record.is_stale()),
             Kept::Room { joined } => *joined && !self.present,
         }
     }
@@ -105,37 +117,62 @@ impl<T> Entry<T> {
         let kept = match &self.kept {
             Kept::Channel(subscribers) => self.present || !subscribers.is_empty(),
             Kept::Metadata(_) => true,
+            Kept::Record(record) => self.present || !record.is_empty(),
             Kept::Room { joined } => *joined,
         };
         !kept && self.waiting.is_empty() && self.in_flight.is_none() && self.leaving.is_empty()
     }
 
     pub(super) fn has_nobody(&self) -> bool {
-        matches!(&self.kept, Kept::Channel(subscribers) if subscribers.is_empty())
-            && self.waiting.is_empty()
+        let nobody = match &self.kept {
+            Kept::Channel(subscribers) => subscribers.is_empty(),
+            Kept::Record(record) => record.is_empty(),
+            Kept::Metadata(_) | Kept::Room { .. } => false,
+        };
+        nobody && self.waiting.is_empty()
     }
 
-    /// What was granted before the reconnect is in force again.
-    pub(super) fn restored(&mut self, grant: &Grant, out: &mut Out<T>) {
+    /// What puts back what was granted before.
+    pub(super) fn restore(&self) -> Wants {
+        match &self.kept {
+            Kept::Channel(subscribers) => {
+                let limits = subscribers.values().map(|subscriber| subscriber.limit);
+                Wants::History(limits.max().unwrap_or(0))
+            }
+            Kept::Record(record) => Wants::Record(record.wanted()),
+            Kept::Metadata(_) | Kept::Room { .. } => Wants::History(0),
+        }
+    }
+
+    /// What was granted before the reconnect is in force again, or a gap is over. Returns whether to ask again after a while.
+    pub(super) fn restored(&mut self, grant: Grant, wants: Wants, out: &mut Out<T>) -> bool {
         self.present = true;
-        let Kept::Channel(subscribers) = &mut self.kept else {
-            return;
-        };
-        for (&subscription, subscriber) in subscribers
-            .iter_mut()
-            .filter(|(_, subscriber)| !subscriber.granted)
-        {
-            subscriber.granted = true;
-            let history = grant
-                .history
-                .iter()
-                .take(subscriber.limit as usize)
-                .cloned()
-                .collect();
-            out.push_back(Action::Resubscribed {
-                subscription,
-                history,
-            });
+        match (&mut self.kept, wants) {
+            (Kept::Channel(subscribers), _) => {
+                for (&subscription, subscriber) in subscribers
+                    .iter_mut()
+                    .filter(|(_, subscriber)| !subscriber.granted)
+                {
+                    subscriber.granted = true;
+                    let history = grant
+                        .history
+                        .iter()
+                        .take(subscriber.limit as usize)
+                        .cloned()
+                        .collect();
+                    out.push_back(Action::Resubscribed {
+                        subscription,
+                        history,
+                    });
+                }
+                false
+            }
+            (Kept::Record(record), Wants::Record(mode)) => {
+                let wait = record.granted(grant.record, mode, out);
+                record.forget();
+                wait
+            }
+            (Kept::Metadata(_) | Kept::Record(_) | Kept::Room { .. }, _) => false,
         }
     }
 }

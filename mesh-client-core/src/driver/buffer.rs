@@ -70,6 +70,26 @@ impl<T, E: Clone> Buffer<T, E> {
         self.waker.wake();
     }
 
+    /// Adds an item that takes `bytes`. Where there is no room for it, it takes the place of everything that waits, and
+    /// `supersede` tells it what that was, oldest first. Does nothing after the end.
+    pub(crate) fn push_latest(&self, mut item: T, bytes: usize, supersede: impl Fn(&mut T, &T)) {
+        let mut state = self.state.lock();
+        if state.end.is_some() {
+            return;
+        }
+        if state.items.len() >= ITEMS_MAX || state.bytes + bytes > BYTES_MAX {
+            for (older, _) in &state.items {
+                supersede(&mut item, older);
+            }
+            state.items.clear();
+            state.bytes = 0;
+        }
+        state.bytes += bytes;
+        state.items.push_back((item, bytes));
+        drop(state);
+        self.waker.wake();
+    }
+
     /// Nothing more comes; what is there can still be read.
     pub(crate) fn end(&self, end: E) {
         self.state.lock().end.get_or_insert(end);
@@ -137,6 +157,28 @@ mod tests {
         );
         assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(7))));
         assert_eq!(read(&buffer), Poll::Pending);
+    }
+
+    #[test]
+    fn the_latest_takes_the_place_of_all_that_wait() {
+        let buffer = Buffer::new();
+        let push = |item, bytes| buffer.push_latest(item, bytes, |new, old| *new += old);
+        for _ in 0..ITEMS_MAX {
+            push(1, 1);
+        }
+        push(10_000, 1);
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(11_024))));
+        assert_eq!(read(&buffer), Poll::Pending);
+        push(1, BYTES_MAX - 1);
+        push(2, 1);
+        push(3, 1);
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(6))));
+        push(5, BYTES_MAX + 1); // alone
+        push(7, 0);
+        buffer.end(());
+        push(8, 0);
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(12))));
+        assert_eq!(read(&buffer), Poll::Ready(None));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::{
     call::{CommandCall, read, typed},
     error::ClientError,
     hub::{self, CallbackGuard, Topic},
+    record::SubscribeRecordCall,
     shared::{CLOSE_WAITERS_MAX, Handle, Shared, Token, expect},
     streams::{Events, Notices},
     subscription::SubscribeCall,
@@ -241,6 +242,16 @@ impl MeshClient {
     /// When awaited: [`ClientError::NotExposed`] where the server does not let it, and as [`ClientError`] tells.
     pub fn subscribe(&self, channel: &str) -> SubscribeCall {
         SubscribeCall::new(self.shared(), channel)
+    }
+
+    /// Subscribes to a record: `client.subscribe_record::<User>("user:123").patch().await?`. Several subscriptions of one
+    /// record share one on the wire.
+    ///
+    /// # Errors
+    /// When awaited: [`ClientError::NotExposed`] where the server does not let it, [`ClientError::Decode`] where the value that the record has
+    /// does not fit `T`, and as [`ClientError`] tells.
+    pub fn subscribe_record<T: DeserializeOwned>(&self, record: &str) -> SubscribeRecordCall<T> {
+        SubscribeRecordCall::new(self.shared(), record)
     }
 
     /// Joins a room that the server exposes, and joins it again after each reconnect. Returns who is there, as the server's

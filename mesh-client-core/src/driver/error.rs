@@ -50,8 +50,8 @@ pub enum ClientError {
         /// The limit.
         max: usize,
     },
-    /// The limit of subscriptions, or of channels and rooms, is reached. Nothing was sent.
-    #[error("too many subscriptions, channels or rooms")]
+    /// The limit of subscriptions, or of channels, records and rooms, is reached. Nothing was sent.
+    #[error("too many subscriptions, channels, records or rooms")]
     TooMany,
     /// The call is wrong where it stands; the text says what to do instead.
     #[error("{0}")]
@@ -86,6 +86,7 @@ impl ClientError {
             | Outcome::Joined { .. }
             | Outcome::Left
             | Outcome::MetadataSet
+            | Outcome::RecordSubscribed { .. }
             | Outcome::Reply(_)
             | Outcome::Subscribed { .. }
             | Outcome::Unsubscribed => Self::Closed,

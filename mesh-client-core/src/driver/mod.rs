@@ -22,6 +22,27 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! A record is a value that changes; its subscribers are given each version as a whole:
+//!
+//! ```
+//! use mesh_client_core::driver::MeshClient;
+//!
+//! #[derive(Debug, serde::Deserialize)]
+//! struct User {
+//!     name: String,
+//! }
+//!
+//! async fn follow(client: MeshClient) -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut user = client.subscribe_record::<User>("user:123").patch().await?;
+//!     println!("v{}: {:?}", user.version(), user.value());
+//!     while let Some(update) = user.next().await {
+//!         let update = update?;
+//!         println!("v{}: {:?}", update.version, update.value);
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod buffer;
 mod builder;
@@ -30,6 +51,7 @@ mod client;
 mod connector;
 mod error;
 mod hub;
+mod record;
 mod shared;
 mod streams;
 mod subscription;
@@ -46,8 +68,12 @@ pub use client::MeshClient;
 pub use connector::{ConnectRequest, Connector};
 pub use error::{ClientError, EventError};
 pub use hub::CallbackGuard;
+pub use record::{RecordSubscription, RecordUpdate, SubscribeRecordCall};
 pub use streams::{Events, Notices};
 pub use subscription::{ChannelEvent, SubscribeCall, Subscription, SubscriptionEnd};
 pub use target::{Opening, Target};
 
-pub use crate::failure::{ConnectError, Loss};
+pub use crate::{
+    action::RecordChange,
+    failure::{ConnectError, Loss},
+};

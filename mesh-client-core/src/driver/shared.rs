@@ -21,7 +21,7 @@ use super::{
     hub::Hub,
     subscription::{ChannelEvent, SubscriptionEnd},
 };
-use crate::{Client, Outcome, SubscriptionId};
+use crate::{Client, Outcome, RecordEvent, SubscriptionId};
 
 /// Callers that wait for a close at once; over it `close` does not wait.
 pub(crate) const CLOSE_WAITERS_MAX: usize = 1_000;
@@ -60,12 +60,15 @@ impl Token {
 }
 
 pub(crate) type SubscriptionBuffer = Buffer<ChannelEvent, SubscriptionEnd>;
+pub(crate) type RecordBuffer = Buffer<RecordEvent, SubscriptionEnd>;
 
 /// What the handles and the task share. Never held across an await.
 pub(crate) struct State {
     pub(crate) client: Client<Token>,
     /// The channel of each subscription, and what waits for its reader.
     pub(crate) subscriptions: BTreeMap<SubscriptionId, (String, Arc<SubscriptionBuffer>)>,
+    /// The same of each subscription of a record.
+    pub(crate) records: BTreeMap<SubscriptionId, (String, Arc<RecordBuffer>)>,
     /// Who waits until the socket is closed.
     pub(crate) closing: Vec<oneshot::Sender<()>>,
     /// The last handle is gone.
@@ -88,6 +91,7 @@ impl Shared {
             state: Lock::new(State {
                 client,
                 subscriptions: BTreeMap::new(),
+                records: BTreeMap::new(),
                 closing: Vec::new(),
                 abandoned: false,
             }),
@@ -133,12 +137,16 @@ impl Shared {
             }
         }
         let subscriptions = std::mem::take(&mut state.subscriptions);
+        let records = std::mem::take(&mut state.records);
         let closing = std::mem::take(&mut state.closing);
         drop(state);
         for (token, outcome) in ended {
             token.complete(outcome);
         }
         for (_, buffer) in subscriptions.into_values() {
+            buffer.end(SubscriptionEnd::Closed);
+        }
+        for (_, buffer) in records.into_values() {
             buffer.end(SubscriptionEnd::Closed);
         }
         drop(closing);

@@ -23,6 +23,7 @@ use super::{
     connector::{ConnectRequest, Connector},
     error::ClientError,
     hub::panic_message,
+    record,
     shared::{CLOSE_WAITERS_MAX, Shared, Token},
     subscription::{ChannelEvent, SubscriptionEnd},
 };
@@ -162,6 +163,18 @@ impl Driver {
                     sink.deliver(&latency, 0);
                 }
             }
+            Action::Record {
+                subscription,
+                event,
+            } => {
+                let state = self.shared.state.lock();
+                let buffer = state.records.get(&subscription);
+                let buffer = buffer.map(|(_, buffer)| Arc::clone(buffer));
+                drop(state);
+                if let Some(buffer) = buffer {
+                    record::deliver(&buffer, event);
+                }
+            }
             Action::Recovered => {
                 let server = place(&self.options.url);
                 tracing::info!(server, "the connection is up again");
@@ -183,11 +196,18 @@ impl Driver {
                 subscription,
                 refusal,
             } => {
-                let entry = self.shared.state.lock().subscriptions.remove(&subscription);
-                if let Some((channel, buffer)) = entry {
-                    buffer.end(refusal.map_or(SubscriptionEnd::Closed, |refusal| {
-                        SubscriptionEnd::Refused(ClientError::refused(refusal, &channel))
-                    }));
+                let end = |name: &str| {
+                    refusal.map_or(SubscriptionEnd::Closed, |refusal| {
+                        SubscriptionEnd::Refused(ClientError::refused(refusal, name))
+                    })
+                };
+                let mut state = self.shared.state.lock();
+                if let Some((channel, buffer)) = state.subscriptions.remove(&subscription) {
+                    drop(state);
+                    buffer.end(end(&channel));
+                } else if let Some((record, buffer)) = state.records.remove(&subscription) {
+                    drop(state);
+                    buffer.end(end(&record));
                 }
             }
         }

@@ -26,7 +26,7 @@ use tracing::{
     span::{Attributes, Id, Record},
 };
 
-use super::{ConnectError, ConnectRequest, Connector};
+use super::{ConnectError, ConnectRequest, Connector, MeshClient};
 use crate::time::origin;
 
 /// One thread, one clock. Time passes only when everything waits for it.
@@ -161,6 +161,14 @@ impl Sim {
     pub(crate) fn settle(self: &Arc<Self>) {
         while self.poll_tasks() {}
     }
+}
+
+/// A client of `net` that is connected.
+pub(crate) fn connect(net: &Net) -> (Arc<Sim>, MeshClient) {
+    let sim = Sim::new();
+    let builder = MeshClient::builder("ws://localhost:1");
+    let client = sim.block_on(builder.connect_on(sim.runtime(), net.connector()));
+    (sim, client.unwrap())
 }
 
 struct SimRuntime(Arc<Sim>);
@@ -344,6 +352,17 @@ impl Net {
         })))
     }
 
+    /// A server that answers everything with `payload`.
+    pub(crate) fn answering(payload: &'static str) -> Self {
+        Self::new(move |wire, text| {
+            let frame = parse(text, 64).unwrap();
+            let (id, name) = (frame.id.unwrap(), frame.command);
+            wire.text(format!(
+                r#"{{"id":{id},"command":"{name}","payload":{payload}}}"#
+            ));
+        })
+    }
+
     /// A server that grants everything and replies each command's own payload.
     pub(crate) fn kind() -> Self {
         Self::new(Wire::grant)
@@ -451,7 +470,8 @@ impl Wire {
         let name = &*frame.command;
         let payload = match name {
             "mesh/subscribe-channel" => r#"{"success":true,"history":["b","a"]}"#,
-            "mesh/unsubscribe-channel" => "true",
+            "mesh/subscribe-record" => r#"{"success":true,"record":{"name":"Ada"},"version":3}"#,
+            "mesh/unsubscribe-channel" | "mesh/unsubscribe-record" => "true",
             "mesh/join-room" => r#"{"success":true,"present":["me"]}"#,
             "mesh/leave-room" | "mesh/set-my-connection-metadata" => r#"{"success":true}"#,
             _ => frame.payload,

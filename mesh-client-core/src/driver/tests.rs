@@ -20,7 +20,7 @@ use serde::Deserialize;
 use super::{
     ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, Loss, MeshClient,
     SubscriptionEnd,
-    testing::{Log, Meets, Net, Sim, Wire},
+    testing::{Log, Meets, Net, Sim, Wire, connect},
 };
 use crate::Status;
 
@@ -28,14 +28,6 @@ const SECOND: Duration = Duration::from_secs(1);
 
 fn builder() -> ClientBuilder {
     MeshClient::builder("ws://localhost:1")
-}
-
-fn connect(net: &Net) -> (Arc<Sim>, MeshClient) {
-    let sim = Sim::new();
-    let client = sim
-        .block_on(builder().connect_on(sim.runtime(), net.connector()))
-        .unwrap();
-    (sim, client)
 }
 
 fn id(frame: &str) -> u32 {

@@ -1,0 +1,250 @@
+//! What is held of a record, and what each word of the server makes of it (`protocol.md`, section 6).
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use mesh_core::{
+    protocol::builtin::RecordMode,
+    record::{self, Change},
+};
+
+use super::{Desired, Kept, Out, Target};
+use crate::{
+    action::{Action, RecordChange, RecordEvent, SubscriptionId},
+    shapes::RecordState,
+};
+
+/// What the server says of a record, unasked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Word<'a> {
+    Deleted { version: u64 },
+    Full { version: u64, value: &'a str },
+    Patch { version: u64, patch: &'a str },
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Heard {
+    /// It does not fit what is held, which has to be asked for.
+    Gap,
+    Taken,
+    /// Nobody here is subscribed.
+    Unclaimed,
+}
+
+/// One record: who is subscribed, and the one state that all of them were told of.
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    subscribers: BTreeMap<SubscriptionId, RecordMode>,
+    held: Option<RecordState>, // none while there is no subscriber
+    mode: RecordMode,          // of the subscription on the wire
+    stale: bool,               // a gap was found, and only a whole value helps
+    moved: bool,               // an event was taken since the request under way was sent
+    in_vain: bool,             // a gap was found, and no event was of use since
+}
+
+impl Record {
+    pub(super) fn is_empty(&self) -> bool {
+        self.subscribers.is_empty()
+    }
+
+    /// Whether what is held is known to be no longer what the server has.
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// The mode in which all subscribers get what they want.
+    pub(super) fn wanted(&self) -> RecordMode {
+        let patch = self
+            .subscribers
+            .values()
+            .any(|mode| *mode == RecordMode::Patch);
+        if patch {
+            RecordMode::Patch
+        } else {
+            RecordMode::Full
+        }
+    }
+
+    /// What another subscriber may be given without asking the server, who has a say only in what is not in force.
+    pub(super) fn serves(&self, mode: RecordMode) -> bool {
+        let fits = mode == RecordMode::Full || self.mode == RecordMode::Patch;
+        fits && !self.stale && self.held.is_some()
+    }
+
+    /// Adds a subscriber, who goes on from what is held. Returns that.
+    pub(super) fn insert(&mut self, subscription: SubscriptionId, mode: RecordMode) -> RecordState {
+        self.subscribers.insert(subscription, mode);
+        self.held.get_or_insert_default().clone()
+    }
+
+    pub(super) fn remove(&mut self, subscription: SubscriptionId) -> bool {
+        let removed = self.subscribers.remove(&subscription).is_some();
+        self.forget();
+        removed
+    }
+
+    /// Ends all subscriptions.
+    pub(super) fn clear(&mut self) -> Vec<SubscriptionId> {
+        let subscribers = std::mem::take(self).subscribers;
+        subscribers.into_keys().collect()
+    }
+
+    /// Lets go of what nobody is subscribed to: from here on nothing keeps it up to date.
+    pub(super) fn forget(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    /// The connection is over. What is held stays: the next one goes on from there.
+    pub(super) fn lost(&mut self) {
+        (self.stale, self.moved, self.in_vain) = (false, false, false);
+    }
+
+    /// The subscription on the wire was replaced behind the back of those who hold something: they cannot know what follows.
+    pub(super) fn replaced(&mut self) {
+        self.stale = !self.is_empty();
+    }
+
+    /// A request is on the wire.
+    pub(super) fn asked(&mut self) {
+        self.moved = false;
+    }
+
+    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while.
+    pub(super) fn granted<T>(
+        &mut self,
+        state: RecordState,
+        mode: RecordMode,
+        out: &mut Out<T>,
+    ) -> bool {
+        (self.mode, self.stale) = (mode, false);
+        let change = match &self.held {
+            None => {
+                self.held = Some(state);
+                return false;
+            }
+            Some(held) if state.version > held.version => RecordChange::Updated,
+            Some(held) if equal(held, &state) => return false,
+            // Told on this connection, and newer than the reply: one of them is out of date. A step back needs more than that.
+            Some(held) if state.version < held.version && self.moved => return self.gap(),
+            Some(_) => RecordChange::Reset,
+        };
+        self.tell(change, state, None, out);
+        false
+    }
+
+    /// What the server says of the record. Returns whether that is a gap; and if so, whether to ask only after a while.
+    fn hear<T>(&mut self, word: Word<'_>, bytes_max: usize, out: &mut Out<T>) -> Option<bool> {
+        let held = self.held.as_ref()?;
+        match word {
+            Word::Deleted { version } if version > held.version => {
+                let state = RecordState {
+                    version,
+                    value: None,
+                };
+                self.whole(RecordChange::Deleted, state, out);
+            }
+            Word::Full { version, value } => {
+                let state = RecordState::new(version, value);
+                if version > held.version {
+                    self.whole(RecordChange::Updated, state, out);
+                } else if !equal(held, &state) {
+                    self.whole(RecordChange::Reset, state, out);
+                }
+            }
+            Word::Patch { version, patch } if version > held.version && !self.stale => {
+                let base = held.value.as_deref();
+                let value = (version - held.version == 1)
+                    .then(|| record::apply(base, patch, bytes_max).ok());
+                let Some(Some(value)) = value else {
+                    return Some(self.gap());
+                };
+                (self.moved, self.in_vain) = (true, false);
+                let state = RecordState::new(version, &value);
+                self.tell(RecordChange::Updated, state, Some(patch), out);
+            }
+            // What is known already, and patches for what is not held.
+            Word::Deleted { .. } | Word::Patch { .. } => {}
+        }
+        None
+    }
+
+    /// A whole state, with which every gap ends.
+    fn whole<T>(&mut self, change: RecordChange, state: RecordState, out: &mut Out<T>) {
+        (self.stale, self.moved, self.in_vain) = (false, true, false);
+        self.tell(change, state, None, out);
+    }
+
+    /// Returns whether it is not the first gap in a row: a server whose patches never fit is not asked at its own pace.
+    fn gap(&mut self) -> bool {
+        self.stale = true;
+        std::mem::replace(&mut self.in_vain, true)
+    }
+
+    fn tell<T>(
+        &mut self,
+        change: RecordChange,
+        state: RecordState,
+        patch: Option<&str>,
+        out: &mut Out<T>,
+    ) {
+        let patch: Option<Arc<str>> = patch
+            .filter(|_| self.wanted() == RecordMode::Patch)
+            .map(Arc::from);
+        out.extend(
+            self.subscribers
+                .iter()
+                .map(|(&subscription, mode)| Action::Record {
+                    subscription,
+                    event: RecordEvent {
+                        change,
+                        version: state.version,
+                        value: state.value.clone(),
+                        patch: patch.clone().filter(|_| *mode == RecordMode::Patch),
+                    },
+                }),
+        );
+        self.held = Some(state);
+    }
+}
+
+/// Whether two states are one. The texts may differ: a patch writes a value as it likes.
+fn equal(one: &RecordState, other: &RecordState) -> bool {
+    one.version == other.version
+        && match (&one.value, &other.value) {
+            (Some(one), Some(other)) => {
+                one == other || record::diff(Some(one), other) == Change::Equal
+            }
+            (one, other) => one.is_none() && other.is_none(),
+        }
+}
+
+impl<T> Desired<T> {
+    /// The server says something of a record. `bytes_max` is for what a patch makes, and `retry_at` for when a gap follows a gap.
+    pub(crate) fn hear(
+        &mut self,
+        record_id: &str,
+        word: Word<'_>,
+        bytes_max: usize,
+        retry_at: Instant,
+        out: &mut Out<T>,
+    ) -> Heard {
+        let Some(entry) = self.records.get_mut(record_id) else {
+            return Heard::Unclaimed;
+        };
+        let record = match &mut entry.kept {
+            // What comes before the grant is of no subscription that is in force.
+            Kept::Record(record) if entry.present && !record.is_empty() => record,
+            _ => return Heard::Unclaimed,
+        };
+        let gap = record.hear(word, bytes_max, out);
+        let asking = entry.in_flight.is_some();
+        let target = Target::Record(record_id.to_owned());
+        if gap == Some(true) && !asking {
+            self.retry(&target, retry_at);
+        }
+        self.settle(&target, out);
+        gap.map_or(Heard::Taken, |_| Heard::Gap)
+    }
+}
