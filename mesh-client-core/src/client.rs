@@ -146,6 +146,12 @@ impl<T> Client<T> {
         .min()
     }
 
+    /// The prefix of built-in names.
+    #[cfg(feature = "driver")]
+    pub(crate) fn dialect(&self) -> mesh_core::protocol::Dialect {
+        self.config.dialect
+    }
+
     /// The id that the server gave this connection (`mesh/assign-id`); `None` while there is none.
     pub fn connection_id(&self) -> Option<&str> {
         self.connection_id.as_deref()

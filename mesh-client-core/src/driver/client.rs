@@ -15,6 +15,7 @@ use super::{
     call::{CommandCall, read, typed},
     error::ClientError,
     hub::{self, CallbackGuard, Topic},
+    publish::PublishRecordCall,
     record::SubscribeRecordCall,
     shared::{CLOSE_WAITERS_MAX, Handle, Shared, Token, expect},
     streams::{Events, Notices},
@@ -252,6 +253,44 @@ impl MeshClient {
     /// does not fit `T`, and as [`ClientError`] tells.
     pub fn subscribe_record<T: DeserializeOwned>(&self, record: &str) -> SubscribeRecordCall<T> {
         SubscribeRecordCall::new(self.shared(), record)
+    }
+
+    /// Publishes a new value of a record that the server lets this connection write: `client.publish_record_update("user:123",
+    /// &user).await?`. Who is subscribed to it hears of it like all others.
+    ///
+    /// # Errors
+    /// When awaited: [`ClientError::Command`] where the record is not writable, and as [`ClientError`] tells.
+    pub fn publish_record_update<V: Serialize + ?Sized>(
+        &self,
+        record: &str,
+        value: &V,
+    ) -> PublishRecordCall {
+        PublishRecordCall::new(self.shared(), record, value)
+    }
+
+    /// Changes some keys of a record that the server lets this connection write: [`publish_record_update`](Self::publish_record_update)
+    /// with [`merge`](PublishRecordCall::merge), to which `.deep_merge()` can be added.
+    ///
+    /// ```
+    /// # async fn merge(client: mesh_client_core::driver::MeshClient) -> Result<(), mesh_client_core::driver::ClientError> {
+    /// #[derive(serde::Serialize)]
+    /// struct Status<'a> {
+    ///     status: &'a str,
+    /// }
+    ///
+    /// client.merge_record("user:123", &Status { status: "away" }).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub fn merge_record<V: Serialize + ?Sized>(
+        &self,
+        record: &str,
+        value: &V,
+    ) -> PublishRecordCall {
+        self.publish_record_update(record, value).merge()
     }
 
     /// Joins a room that the server exposes, and joins it again after each reconnect. Returns who is there, as the server's

@@ -28,7 +28,7 @@
 //! ```
 //! use mesh_client_core::driver::MeshClient;
 //!
-//! #[derive(Debug, serde::Deserialize)]
+//! #[derive(Debug, serde::Deserialize, serde::Serialize)]
 //! struct User {
 //!     name: String,
 //! }
@@ -36,6 +36,8 @@
 //! async fn follow(client: MeshClient) -> Result<(), Box<dyn std::error::Error>> {
 //!     let mut user = client.subscribe_record::<User>("user:123").patch().await?;
 //!     println!("v{}: {:?}", user.version(), user.value());
+//!     let renamed = User { name: "Ada".to_owned() };
+//!     client.publish_record_update("user:123", &renamed).await?;
 //!     while let Some(update) = user.next().await {
 //!         let update = update?;
 //!         println!("v{}: {:?}", update.version, update.value);
@@ -51,6 +53,7 @@ mod client;
 mod connector;
 mod error;
 mod hub;
+mod publish;
 mod record;
 mod shared;
 mod streams;
@@ -68,6 +71,7 @@ pub use client::MeshClient;
 pub use connector::{ConnectRequest, Connector};
 pub use error::{ClientError, EventError};
 pub use hub::CallbackGuard;
+pub use publish::PublishRecordCall;
 pub use record::{RecordSubscription, RecordUpdate, SubscribeRecordCall};
 pub use streams::{Events, Notices};
 pub use subscription::{ChannelEvent, SubscribeCall, Subscription, SubscriptionEnd};

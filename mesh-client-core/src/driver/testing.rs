@@ -471,6 +471,7 @@ impl Wire {
         let payload = match name {
             "mesh/subscribe-channel" => r#"{"success":true,"history":["b","a"]}"#,
             "mesh/subscribe-record" => r#"{"success":true,"record":{"name":"Ada"},"version":3}"#,
+            "mesh/publish-record-update" => r#"{"success":true}"#,
             "mesh/unsubscribe-channel" | "mesh/unsubscribe-record" => "true",
             "mesh/join-room" => r#"{"success":true,"present":["me"]}"#,
             "mesh/leave-room" | "mesh/set-my-connection-metadata" => r#"{"success":true}"#,
