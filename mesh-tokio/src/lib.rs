@@ -64,10 +64,12 @@ pub use client::TokioConnector;
 pub use error::{Error, Result};
 pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerExt};
 pub use mesh_client_core::{
-    ClientConfig, ConnectError, Loss, Reconnect, Stats, Status,
+    ClientConfig, ConnectError, Loss, PatchError, Reconnect, Stats, Status, apply_patch,
     driver::{
         CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture,
-        EventError, Events, MeshClient, Notices, SubscribeCall, Subscription, SubscriptionEnd,
+        EventError, Events, MeshClient, Notices, PublishRecordCall, RecordChange,
+        RecordSubscription, RecordUpdate, SubscribeCall, SubscribeRecordCall, Subscription,
+        SubscriptionEnd,
     },
 };
 pub use mesh_core::{
@@ -99,7 +101,7 @@ struct Readme;
 pub mod prelude {
     pub use mesh_client_core::{
         Status,
-        driver::{ChannelEvent, ClientError, ConnectError, MeshClient},
+        driver::{ChannelEvent, ClientError, ConnectError, MeshClient, RecordChange, RecordUpdate},
     };
     pub use mesh_core::driver::{
         Accept, Call, CloseCode, CommandError, Connection, Context, Interceptor, MeshServer,
