@@ -250,4 +250,6 @@ impl<T> Client<T> {
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod record_model;
+#[cfg(test)]
 mod tests;
