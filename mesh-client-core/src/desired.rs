@@ -592,14 +592,15 @@ impl<T> Desired<T> {
                 complete(out, Some(token), Outcome::Unsubscribed);
             }
         }
-        let (void, restore, retry_at) = (entry.is_void(), entry.needs_restore(), entry.retry_at);
-        if !restore {
-            entry.retry_at = None;
+        let (void, lost) = (entry.is_void(), entry.is_lost());
+        let restore = entry.needs_restore();
+        let obsolete = entry.retry_at.take_if(|_| !restore);
+        if !lost {
             self.unrestored.remove(target);
             self.unanswered.remove(target);
-            if let Some(at) = retry_at {
-                self.retries.remove(&(at, target.clone()));
-            }
+        }
+        if let Some(at) = obsolete {
+            self.retries.remove(&(at, target.clone()));
         }
         if void {
             self.ready.remove(target);

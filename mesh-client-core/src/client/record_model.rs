@@ -1,7 +1,7 @@
 //! Random schedules of one record: its store, a server, a network, and several subscribers of one client.
 //!
-//! The server keeps the promises of `protocol.md`, section 6. The network keeps the order; where it is not `honest` it also loses
-//! and repeats what the server says.
+//! The server keeps the promises of `protocol.md`, section 6, and the network keeps the order. Where they are not `honest`, events are
+//! lost, come twice, or overtake a reply.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -39,6 +39,8 @@ enum Step {
     Duplicate(Index, Index),
     Lose(Index),
     Open,
+    /// An event that follows a reply comes before it, as it may where the original library serves.
+    Overtake(Index),
     /// The store goes back to an earlier version.
     Rollback {
         to: Index,
@@ -70,6 +72,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             2 => any::<(Index, Index)>().prop_map(|(which, to)| Step::Duplicate(which, to)),
             2 => any::<Index>().prop_map(Step::Lose),
             5 => Just(Step::Open),
+            3 => any::<Index>().prop_map(Step::Overtake),
             1 => (any::<Index>(), silent()).prop_map(|(to, silent)| Step::Rollback { to, silent }),
             10 => how.prop_map(Step::Serve),
             5 => any::<bool>().prop_map(|patch| Step::Subscribe { patch }),
@@ -223,6 +226,18 @@ impl World {
                 if let Some(attempt) = self.attempt.take() {
                     self.open = Some((attempt, Wire::default()));
                     self.client.handle_socket_opened(attempt, self.now);
+                }
+            }
+            Step::Overtake(which) => {
+                if let Some((_, wire)) = self.open.as_mut().filter(|_| !self.honest)
+                    && wire.pipe.len() > 1
+                {
+                    let which = which.index(wire.pipe.len() - 1);
+                    let ((text, life, _), (_, next, strays)) =
+                        (&wire.pipe[which], &wire.pipe[which + 1]);
+                    if text.starts_with(r#"{"id""#) && life == next && *strays {
+                        wire.pipe.swap(which, which + 1);
+                    }
                 }
             }
             Step::Rollback { to, silent } => {
@@ -412,7 +427,9 @@ impl World {
                     (Some(Asked::Subscribe(id)), Outcome::RecordSubscribed { version, value }) => {
                         let value = read(value.as_deref());
                         self.check_truth(version, value.as_ref())?;
-                        let life = self.heard;
+                        // Where it is given what the others have, that need not be what was heard of last.
+                        let other = self.subscribers.values().find(|s| s.told.is_some());
+                        let life = other.map_or(self.heard, |other| other.life);
                         let Some(subscriber) = self.subscribers.get_mut(&id) else {
                             return Err(TestCaseError::fail("granted after unsubscribe"));
                         };

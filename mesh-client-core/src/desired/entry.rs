@@ -100,16 +100,21 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Whether something was granted on an earlier connection and is not on this one, or a record has a gap.
-    pub(super) fn needs_restore(&self) -> bool {
+    /// Whether something was granted on an earlier connection and is not on this one.
+    pub(super) fn is_lost(&self) -> bool {
         match &self.kept {
             Kept::Channel(subscribers) => {
                 subscribers.values().any(|subscriber| !subscriber.granted)
             }
             Kept::Metadata(value) => value.is_some() && !self.present,
-            Kept::Record(record) => !record.is_empty() && (!self.present || record.is_stale()),
+            Kept::Record(record) => !record.is_empty() && !self.present,
             Kept::Room { joined } => *joined && !self.present,
         }
+    }
+
+    /// Whether to ask again for what was granted before: it is lost, or a record has a gap.
+    pub(super) fn needs_restore(&self) -> bool {
+        self.is_lost() || matches!(&self.kept, Kept::Record(record) if record.is_stale())
     }
 
     /// Whether the entry says no more than its absence would.

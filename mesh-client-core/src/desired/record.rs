@@ -38,7 +38,7 @@ pub(super) struct Record {
     held: Option<RecordState>, // none while there is no subscriber
     mode: RecordMode,          // of the subscription on the wire
     stale: bool,               // a gap was found, and only a whole value helps
-    moved: bool,               // an event was taken since the request under way was sent
+    heard: u64,                // the newest version heard of since the request under way was sent
     in_vain: bool,             // a gap was found, and no event was of use since
 }
 
@@ -98,7 +98,7 @@ impl Record {
 
     /// The connection is over. What is held stays: the next one goes on from there.
     pub(super) fn lost(&mut self) {
-        (self.stale, self.moved, self.in_vain) = (false, false, false);
+        (self.stale, self.heard, self.in_vain) = (false, 0, false);
     }
 
     /// The subscription on the wire was replaced behind the back of those who hold something: they cannot know what follows.
@@ -108,7 +108,7 @@ impl Record {
 
     /// A request is on the wire.
     pub(super) fn asked(&mut self) {
-        self.moved = false;
+        self.heard = 0;
     }
 
     /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while.
@@ -119,23 +119,30 @@ impl Record {
         out: &mut Out<T>,
     ) -> bool {
         (self.mode, self.stale) = (mode, false);
-        let change = match &self.held {
-            None => {
-                self.held = Some(state);
-                return false;
+        // Our server never replies with less than it said before; the original library's does where an update comes between.
+        let is_old = state.version < self.heard;
+        match &self.held {
+            None => self.held = Some(state),
+            Some(held) if state.version > held.version => {
+                self.tell(RecordChange::Updated, state, None, out);
             }
-            Some(held) if state.version > held.version => RecordChange::Updated,
-            Some(held) if equal(held, &state) => return false,
-            // Told on this connection, and newer than the reply: one of them is out of date. A step back needs more than that.
-            Some(held) if state.version < held.version && self.moved => return self.gap(),
-            Some(_) => RecordChange::Reset,
+            Some(held) if is_old || equal(held, &state) => {}
+            Some(_) => self.tell(RecordChange::Reset, state, None, out),
+        }
+        is_old && self.gap()
+    }
+
+    /// What the server says before it has granted anything. It is of no use, but the grant must not be older.
+    fn overhear(&mut self, word: Word<'_>) {
+        self.heard = match word {
+            Word::Full { version, .. } => version,
+            Word::Deleted { version } | Word::Patch { version, .. } => self.heard.max(version),
         };
-        self.tell(change, state, None, out);
-        false
     }
 
     /// What the server says of the record. Returns whether that is a gap; and if so, whether to ask only after a while.
     fn hear<T>(&mut self, word: Word<'_>, bytes_max: usize, out: &mut Out<T>) -> Option<bool> {
+        self.overhear(word);
         let held = self.held.as_ref()?;
         match word {
             Word::Deleted { version } if version > held.version => {
@@ -160,7 +167,7 @@ impl Record {
                 let Some(Some(value)) = value else {
                     return Some(self.gap());
                 };
-                (self.moved, self.in_vain) = (true, false);
+                self.in_vain = false;
                 let state = RecordState::new(version, &value);
                 self.tell(RecordChange::Updated, state, Some(patch), out);
             }
@@ -172,7 +179,7 @@ impl Record {
 
     /// A whole state, with which every gap ends.
     fn whole<T>(&mut self, change: RecordChange, state: RecordState, out: &mut Out<T>) {
-        (self.stale, self.moved, self.in_vain) = (false, true, false);
+        (self.stale, self.in_vain) = (false, false);
         self.tell(change, state, None, out);
     }
 
@@ -233,11 +240,13 @@ impl<T> Desired<T> {
         let Some(entry) = self.records.get_mut(record_id) else {
             return Heard::Unclaimed;
         };
-        let record = match &mut entry.kept {
-            // What comes before the grant is of no subscription that is in force.
-            Kept::Record(record) if entry.present && !record.is_empty() => record,
-            _ => return Heard::Unclaimed,
+        let Kept::Record(record) = &mut entry.kept else {
+            return Heard::Unclaimed;
         };
+        if !entry.present || record.is_empty() {
+            record.overhear(word);
+            return Heard::Unclaimed;
+        }
         let gap = record.hear(word, bytes_max, out);
         let asking = entry.in_flight.is_some();
         let target = Target::Record(record_id.to_owned());

@@ -335,7 +335,7 @@ fn after_a_reconnect_nobody_sees_a_version_twice() {
         bench.reopen(2);
         let asked = bench.asked();
         assert_eq!(asked, [subscribe("full")]);
-        bench.full(9, "9"); // of no subscription: nothing is granted yet
+        bench.deleted(0); // of no subscription: nothing is granted yet
         assert_eq!(bench.client.stats().messages_unclaimed, 1);
         bench.grant(&reply);
         let mut actions = bench.actions();
@@ -488,6 +488,33 @@ fn a_reply_that_is_older_than_an_event_before_it_is_no_step_back() {
         }
     );
     assert_eq!(actions.len(), 2);
+}
+
+#[test]
+fn a_grant_that_is_older_than_an_event_before_it_is_asked_for_again() {
+    let mut bench = Bench::online();
+    let id = bench.record(1, Full);
+    bench.actions();
+    bench.full(6, "6");
+    bench.grant(&state("5", 5));
+    let actions = bench.actions();
+    let outcome = subscribed(5, "5");
+    assert_eq!(actions[0], Action::Complete { token: 1, outcome });
+    assert_eq!(actions.len(), 2, "{actions:?}");
+    bench.grant(&state("6", 6));
+    assert_eq!(bench.told(id), [told(Updated, 6, "6")]);
+
+    // The same after a reconnect; and only the last word counts.
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.actions();
+    bench.full(9, "9");
+    bench.full(8, "8");
+    bench.deleted(7);
+    bench.grant(&state("7", 7));
+    assert_eq!(bench.actions().len(), 3); // the update, the subscribe, and that it is reconnected
+    bench.grant(&state("8", 8));
+    assert_eq!(bench.told(id), [told(Updated, 8, "8")]);
 }
 
 #[test]
