@@ -526,7 +526,21 @@ impl World {
     }
 
     fn answer(&mut self, n: usize, how: How) {
-        let (id, name, payload) = self.outstanding.swap_remove(n);
+        // What is asked about one thing is carried out in order, also where the client has given up on the first.
+        let about = |(_, name, payload): &(u32, String, String)| {
+            let value: serde_json::Value = serde_json::from_str(payload).unwrap();
+            let named = ["channel", "recordId", "roomName"]
+                .into_iter()
+                .find_map(|key| value.get(key).cloned());
+            named.map_or_else(|| name.clone(), |named| named.to_string())
+        };
+        let wanted = about(&self.outstanding[n]);
+        let first = self
+            .outstanding
+            .iter()
+            .position(|other| about(other) == wanted);
+        let first = first.filter(|_| !wanted.starts_with("cmd")).unwrap_or(n);
+        let (id, name, payload) = self.outstanding.remove(first);
         let value: serde_json::Value = serde_json::from_str(&payload).unwrap();
         let name_of = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let answer = match (how, Dialect::MESH.strip(&name)) {

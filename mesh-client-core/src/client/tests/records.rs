@@ -417,6 +417,51 @@ fn subscriptions_that_wait_for_the_first_are_served_from_its_reply() {
 }
 
 #[test]
+fn nothing_is_served_of_what_nobody_keeps_up_to_date() {
+    // The unsubscribe waits at the socket, and with it the next subscribe.
+    let (mut bench, first) = Bench::holding(Full);
+    bench.client.handle_backlog(1, usize::MAX, bench.now);
+    bench.client.handle_unsubscribe(first, None, bench.now);
+    bench.full(4, "4");
+    bench.record(2, Full);
+    assert_eq!(bench.actions(), []);
+    bench.client.handle_backlog(1, 0, bench.now);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    bench.grant(&state("4", 4));
+    assert_eq!(bench.outcomes(), [(2, subscribed(4, "4"))]);
+
+    // The one who asked is gone before the reply, which nobody takes.
+    let mut bench = Bench::online();
+    let first = bench.record(1, Full);
+    bench.record(2, Full);
+    bench.client.handle_unsubscribe(first, None, bench.now);
+    bench.actions();
+    bench.grant(&state("4", 4));
+    assert_eq!(bench.asked(), [subscribe("full")]);
+}
+
+#[test]
+fn what_comes_in_patches_is_served_to_who_wants_patches() {
+    let (mut bench, _) = Bench::holding(Patch);
+    bench.record(2, Patch);
+    let outcomes = bench.outcomes();
+    assert_eq!(outcomes, [(2, subscribed(3, r#"{"a":1}"#))]);
+}
+
+#[test]
+fn a_new_connection_is_not_blamed_for_the_last_ones_gaps() {
+    let (mut bench, _) = Bench::holding(Patch);
+    bench.patch(9, "[]");
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.actions();
+    bench.grant(&state("{}", 9));
+    bench.actions();
+    bench.patch(11, "[]");
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+}
+
+#[test]
 fn who_wants_patches_of_a_record_that_comes_whole_makes_the_wire_change_its_mode() {
     let (mut bench, first) = Bench::holding(Full);
     let second = bench.record(2, Patch);
