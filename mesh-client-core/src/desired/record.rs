@@ -247,7 +247,11 @@ impl<T> Desired<T> {
             record.overhear(word);
             return Heard::Unclaimed;
         }
+        let was_stale = record.is_stale();
         let gap = record.hear(word, bytes_max, out);
+        if record.is_stale() == was_stale {
+            return Heard::Taken; // and nothing is to be asked that was not before
+        }
         let asking = entry.in_flight.is_some();
         let target = Target::Record(record_id.to_owned());
         if gap == Some(true) && !asking {

@@ -563,6 +563,59 @@ fn a_grant_that_is_older_than_an_event_before_it_is_asked_for_again() {
 }
 
 #[test]
+fn after_a_step_back_a_grant_need_not_reach_what_was_before() {
+    let mut bench = Bench::online();
+    bench.record(1, Full);
+    bench.actions();
+    bench.full(9, "9");
+    bench.full(2, "2");
+    bench.grant(&state("2", 2));
+    let outcome = subscribed(2, "2");
+    assert_eq!(bench.actions(), [Action::Complete { token: 1, outcome }]);
+}
+
+#[test]
+fn a_server_whose_replies_are_always_old_is_asked_at_the_clients_pace() {
+    let mut bench = Bench::online();
+    bench.record(1, Full);
+    bench.actions();
+    bench.full(6, "6");
+    bench.grant(&state("5", 5));
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    for _ in 0..3 {
+        bench.patch(9, "[]");
+        bench.grant(&state("5", 5));
+        bench.wait(SECOND / 2);
+        assert_eq!(bench.actions(), []);
+        bench.wait(SECOND / 2);
+        assert_eq!(bench.asked(), [subscribe("full")]);
+    }
+    // The same where it is for one who is new.
+    bench.patch(9, "[]");
+    bench.grant(&state("5", 5));
+    bench.wait(SECOND);
+    bench.actions();
+    bench.grant(&state("5", 5));
+    bench.record(2, Patch);
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+    bench.patch(9, "[]");
+    bench.grant(&state("5", 5));
+    assert_eq!(bench.sent(), [""; 0]);
+}
+
+#[test]
+fn a_whole_value_makes_the_next_gap_the_first_again() {
+    let (mut bench, _) = Bench::holding(Patch);
+    bench.patch(9, "[]");
+    bench.actions();
+    bench.grant(&state("9", 9));
+    bench.full(10, "10");
+    bench.actions();
+    bench.patch(12, "[]");
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+}
+
+#[test]
 fn a_refusal_ends_what_was_granted_before_and_a_transient_one_is_tried_again() {
     for gap in [false, true] {
         let (mut bench, subscription) = Bench::holding(Patch);
