@@ -252,9 +252,8 @@ impl<T> Desired<T> {
         if record.is_stale() == was_stale {
             return Heard::Taken; // and nothing is to be asked that was not before
         }
-        let asking = entry.in_flight.is_some();
         let target = Target::Record(record_id.to_owned());
-        if gap == Some(true) && !asking {
+        if gap == Some(true) {
             self.retry(&target, retry_at);
         }
         self.settle(&target, out);

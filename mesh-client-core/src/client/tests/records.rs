@@ -430,6 +430,20 @@ fn nothing_is_served_of_what_nobody_keeps_up_to_date() {
     bench.grant(&state("4", 4));
     assert_eq!(bench.outcomes(), [(2, subscribed(4, "4"))]);
 
+    // All are gone before the reply of what puts it back.
+    let (mut bench, first) = Bench::holding(Full);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.actions();
+    bench.client.handle_backlog(2, usize::MAX, bench.now);
+    bench.client.handle_unsubscribe(first, None, bench.now);
+    bench.grant(&state("4", 4));
+    bench.full(5, "5");
+    bench.record(2, Full);
+    bench.actions();
+    bench.client.handle_backlog(2, 0, bench.now);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+
     // The one who asked is gone before the reply, which nobody takes.
     let mut bench = Bench::online();
     let first = bench.record(1, Full);
