@@ -172,7 +172,9 @@ mod tests {
         push(1, BYTES_MAX - 1);
         push(2, 1);
         push(3, 1);
+        push(4, BYTES_MAX - 1); // there is room again
         assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(6))));
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(4))));
         push(5, BYTES_MAX + 1); // alone
         push(7, 0);
         buffer.end(());

@@ -752,6 +752,13 @@ fn records_count_towards_the_limits() {
     bench.record(5, Full);
     bench.record(6, Full);
     assert_eq!(bench.outcomes(), [(6, Outcome::TooMany)]);
+
+    // What is over counts no longer.
+    let mut bench = Bench::new(|config| config.memberships_max = 1);
+    let id = bench.record(1, Full);
+    bench.client.handle_unsubscribe(id, None, bench.now);
+    bench.client.handle_join(2, "m", bench.now);
+    assert_eq!(bench.outcomes(), [(1, Outcome::Cancelled)]);
 }
 
 #[test]

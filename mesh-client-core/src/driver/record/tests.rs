@@ -207,6 +207,13 @@ fn a_refused_record_is_an_error_and_a_closed_client_an_end() {
     drop(client);
     assert_eq!(sim.block_on(record.next()), None);
     assert_eq!(record.end(), Some(SubscriptionEnd::Closed));
+
+    // The runtime goes.
+    let (sim, client) = connect(&net);
+    let mut record = subscribe(&sim, &client);
+    sim.drop_tasks();
+    assert_eq!(record.next().now_or_never(), Some(None));
+    assert_eq!(record.end(), Some(SubscriptionEnd::Closed));
 }
 
 #[test]
