@@ -78,7 +78,8 @@ pub use mesh_core::{
         Accept, Call, CloseCode, CloseFrame, CommandError, Connection, ConnectionRef, Connections,
         Context, Expose, Fault, FromPayload, Handler, Health, Interceptor, IntoPayload, Limits,
         Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern, PatternError,
-        Payload, Refusal, Registration, Rooms, ServerError, Session, UpgradeRequest, Verdict,
+        Payload, Record, Refusal, Registration, Rooms, ServerError, Session, UpgradeRequest,
+        Verdict,
     },
     protocol::{Dialect, EncodeError},
 };

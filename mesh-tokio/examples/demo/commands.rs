@@ -37,6 +37,7 @@ pub(crate) fn register(server: &MeshServer) {
     register_broadcasts(server);
     register_metadata(server);
     register_channels(server);
+    register_records(server);
     register_users(server);
 }
 
@@ -349,6 +350,58 @@ fn register_channels(server: &MeshServer) {
             .await?;
         Ok(SUCCESS)
     });
+}
+
+fn register_records(server: &MeshServer) {
+    // Values stay text: only the changed part of a large one is ever parsed.
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Publish {
+        record_id: String,
+        value: Box<RawValue>,
+    }
+    #[derive(Serialize)]
+    struct Published {
+        success: bool,
+        version: u64,
+    }
+    server.register_command(
+        "publish-record",
+        async |ctx: Context<Publish>| -> Reply<Published> {
+            let Publish { record_id, value } = &ctx.payload;
+            let version = ctx.server.publish_record_update(record_id, value).await?;
+            Ok(Published {
+                success: true,
+                version,
+            })
+        },
+    );
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Named {
+        record_id: String,
+    }
+    #[derive(Serialize)]
+    struct Stored {
+        record: Option<Box<RawValue>>,
+        version: u64,
+    }
+    server.register_command("get-record", async |ctx: Context<Named>| -> Reply<Stored> {
+        let stored = ctx.server.get_record(&ctx.payload.record_id).await?;
+        Ok(Stored {
+            record: stored.value,
+            version: stored.version,
+        })
+    });
+
+    server.register_command(
+        "delete-record",
+        async |ctx: Context<Named>| -> Reply<Success> {
+            ctx.server.delete_record(&ctx.payload.record_id).await?;
+            Ok(SUCCESS)
+        },
+    );
 }
 
 /// What the middleware of `admin-only` hands to its handler.

@@ -10,6 +10,22 @@ pub(crate) fn expose(server: &MeshServer) -> Result<(), PatternError> {
         .expose_channel(Pattern::regex("^private:chat:.+$")?)
         .guard(async |connection: Connection, _channel| is_set(&connection, "premium").await);
 
+    server.expose_record("user:123");
+    for open in ["^product:[0-9]+$", "^doc:.+$"] {
+        server.expose_record(Pattern::regex(open)?);
+    }
+    server.expose_record(Pattern::regex("^private:.+$")?).guard(
+        async |connection: Connection, _record| !metadata(&connection).await["userId"].is_null(),
+    );
+    server.expose_writable_record(Pattern::regex("^cursor:.+$")?);
+    server
+        .expose_writable_record(Pattern::regex("^profile:.+$")?)
+        .guard(async |connection: Connection, record: String| {
+            let metadata = metadata(&connection).await;
+            let user_id = metadata["userId"].as_str().unwrap_or_default();
+            !user_id.is_empty() && record.ends_with(user_id)
+        });
+
     let rooms = Pattern::regex("^room:.+$")?;
     server.expose_room(rooms.clone());
     server.expose_room_metadata(rooms);
@@ -19,8 +35,13 @@ pub(crate) fn expose(server: &MeshServer) -> Result<(), PatternError> {
     Ok(())
 }
 
-/// Whether `key` is `true` in the connection's metadata. What cannot be read is no.
+/// Whether `key` is `true` in the connection's metadata.
 async fn is_set(connection: &Connection, key: &str) -> bool {
-    let metadata = connection.metadata::<Value>().await;
-    metadata.is_ok_and(|metadata| metadata.is_some_and(|metadata| metadata[key] == true))
+    metadata(connection).await[key] == true
+}
+
+/// The connection's metadata, `null` where it has none. What cannot be read counts as none.
+async fn metadata(connection: &Connection) -> Value {
+    let metadata = connection.metadata().await;
+    metadata.ok().flatten().unwrap_or_default()
 }

@@ -122,6 +122,18 @@ impl Metrics {
             of_server.slow_consumers_total,
         );
         single(
+            "mesh_record_resyncs_total",
+            "counter",
+            "Records with subscribers that were read again, since versions may have been missed.",
+            of_server.record_resyncs_total,
+        );
+        single(
+            "mesh_record_updates_left_out_total",
+            "counter",
+            "Versions of records that slow clients got a later one in place of.",
+            of_server.record_updates_left_out_total,
+        );
+        single(
             "mesh_handler_panics_total",
             "counter",
             "Handlers, middleware and hooks that panicked.",
