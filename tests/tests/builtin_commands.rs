@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_tests::{Demo, RawClient, assert_error, assert_invalid, error};
+use mesh_tests::{Demo, RawClient, assert_invalid, error};
 use serde_json::{Value, json};
 
 /// Publishes `count` messages, "1" first, to a channel whose history keeps `history`.
@@ -538,7 +538,7 @@ fn noop_is_true() {
 }
 
 #[test]
-fn presence_records_and_unknown_names_of_the_prefix_are_not_found() {
+fn presence_and_unknown_names_of_the_prefix_are_not_found() {
     let demo = Demo::shared();
     let mut client = RawClient::connect(&demo);
     for command in [
@@ -566,21 +566,6 @@ fn presence_records_and_unknown_names_of_the_prefix_are_not_found() {
     }
 }
 
-/// Records come later; until then their commands do not exist.
-#[test]
-fn record_commands_are_not_found_for_now() {
-    let demo = Demo::shared();
-    let mut client = RawClient::connect(&demo);
-    for command in [
-        "mesh/subscribe-record",
-        "mesh/unsubscribe-record",
-        "mesh/publish-record-update",
-    ] {
-        let reply = client.command(command, json!({ "recordId": "user:123", "newValue": 1 }));
-        assert_error(&reply, "ENOTFOUND", "CommandError");
-    }
-}
-
 #[test]
 fn built_in_commands_refuse_what_does_not_fit() {
     let demo = Demo::shared();
@@ -593,6 +578,9 @@ fn built_in_commands_refuse_what_does_not_fit() {
         ("mesh/leave-room", "roomName"),
         ("mesh/get-room-metadata", "roomName"),
         ("mesh/get-connection-metadata", "connectionId"),
+        ("mesh/subscribe-record", "recordId"),
+        ("mesh/unsubscribe-record", "recordId"),
+        ("mesh/publish-record-update", "recordId"),
     ] {
         for payload in [
             Value::Null,

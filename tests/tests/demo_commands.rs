@@ -1,4 +1,4 @@
-//! `demo-server.md`: each command that needs no records, by name.
+//! `demo-server.md`: each command by name; those of records are in `records.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_tests::{Demo, RawClient, assert_error, assert_invalid, error, until};
+use mesh_tests::{Demo, RawClient, assert_invalid, error, until};
 use serde_json::{Value, json};
 
 fn connect<const N: usize>(demo: &Demo) -> [RawClient; N] {
@@ -783,17 +783,6 @@ fn update_profile() {
         client.command("update-profile", json!({ "name": "Ada" }))["error"],
         "Invalid email"
     );
-}
-
-/// Records come later; until then their commands do not exist.
-#[test]
-fn record_commands_are_not_found_for_now() {
-    let demo = Demo::shared();
-    let mut client = RawClient::connect(&demo);
-    for command in ["publish-record", "get-record", "delete-record"] {
-        let reply = client.command(command, json!({ "recordId": "user:123", "value": 1 }));
-        assert_error(&reply, "ENOTFOUND", "CommandError");
-    }
 }
 
 #[test]
