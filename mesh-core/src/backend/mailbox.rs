@@ -15,8 +15,8 @@ use super::{BoxStream, Notice, RecordChange, RecordChangeKind, Topic};
 /// The most that waits for a server that does not read its notices, in bytes: 32 MiB, as Redis allows a
 /// subscriber (`client-output-buffer-limit pubsub`).
 ///
-/// Beyond it the oldest messages are dropped, and nothing else: what became of the shared state a server must hear. One notice is always
-/// admitted to an empty queue. Every notice counts with its message, its names and its own size, though instances share the messages.
+/// Beyond it the oldest versions of records and messages are dropped, and nothing else: what became of the shared state a server must hear, while it
+/// notices by itself that a version is missing. One notice is always admitted to an empty queue. Every notice counts with its message, its names and its own size, though instances share the messages.
 pub const NOTICES_BYTES_MAX: usize = 32 << 20;
 
 /// The queue behind [`Backend::notices`](super::Backend::notices), for whoever writes a backend; a clone is the same queue.
@@ -63,8 +63,13 @@ impl Mailbox {
         queue.bytes += size(&notice);
         queue.notices.push_back(notice);
         while queue.bytes > NOTICES_BYTES_MAX && queue.notices.len() > 1 {
-            let is_message = |notice: &Notice| matches!(notice, Notice::Message { .. });
-            let oldest = queue.notices.iter().position(is_message);
+            let may_be_missed = |notice: &Notice| {
+                matches!(
+                    notice,
+                    Notice::Message { .. } | Notice::RecordChanged { .. }
+                )
+            };
+            let oldest = queue.notices.iter().position(may_be_missed);
             let Some(oldest) = oldest.and_then(|oldest| queue.notices.remove(oldest)) else {
                 break;
             };
@@ -95,7 +100,7 @@ impl Mailbox {
         }
     }
 
-    /// How many messages were dropped because the server did not read them in time.
+    /// How many messages and versions were dropped because the server did not read them in time.
     pub fn dropped(&self) -> u64 {
         self.lock().dropped
     }
