@@ -94,6 +94,15 @@ pub enum Membership {
     Room(Name),
 }
 
+impl Membership {
+    /// The name of what is held.
+    pub fn name(&self) -> &Name {
+        match self {
+            Self::Channel(name) | Self::Record(name) | Self::Room(name) => name,
+        }
+    }
+}
+
 impl Relay {
     /// The message as it travels.
     pub fn encode(&self) -> Bytes {

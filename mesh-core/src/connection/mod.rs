@@ -181,6 +181,8 @@ pub struct Connection {
     memberships: usize,
     /// Records whose versions are left out, as the peer is too slow for them. No more than it subscribed to.
     conflated: BTreeMap<Name, Refresh>,
+    /// How a record is did not fit in: the next waits for an empty queue.
+    refused: bool,
     actions: VecDeque<Action>,
 }
 
@@ -198,6 +200,7 @@ impl Connection {
             malformed: 0,
             memberships: 0,
             conflated: BTreeMap::new(),
+            refused: false,
             actions: VecDeque::new(),
         }
     }
@@ -281,6 +284,21 @@ impl Connection {
         accepted
     }
 
+    /// Would [`handle_reply`](Self::handle_reply) take this reply as it is?
+    ///
+    /// # Errors
+    /// The limit in bytes that is exceeded, for whoever would otherwise grant something and tell of an error.
+    pub fn admits_reply(&self, frame: &TextFrame) -> Result<(), usize> {
+        let limits = &self.config.limits;
+        if frame.len() > limits.reply_bytes_max {
+            return Err(limits.reply_bytes_max);
+        }
+        if self.outbox.bytes() > limits.queue_bytes_max {
+            return Err(limits.queue_bytes_max);
+        }
+        Ok(())
+    }
+
     /// An event for this peer.
     pub fn handle_event(&mut self, frame: TextFrame, now: Instant) -> Delivery {
         self.send(frame, now)
@@ -295,9 +313,7 @@ impl Connection {
         if self.conflated.contains_key(record) {
             return Delivery::LeftOut;
         }
-        let queued = self.outbox.bytes();
-        if queued > 0 && queued.saturating_add(frame.len()) > self.config.limits.queue_bytes_max / 2
-        {
+        if self.is_late(&frame) {
             self.conflated.insert(record.clone(), Refresh::Wanted);
             return Delivery::LeftOut;
         }
@@ -312,14 +328,30 @@ impl Connection {
         now: Instant,
     ) -> Delivery {
         let delivery = match (self.conflated.remove(record), frame) {
+            // Others took the room meanwhile: it is asked for again.
+            (Some(_), Some(frame)) if self.lives() && self.is_late(&frame) => {
+                self.conflated.insert(record.clone(), Refresh::Wanted);
+                self.refused = true;
+                Delivery::LeftOut
+            }
             (Some(_), Some(frame)) => self.send(frame, now),
             _ => Delivery::Queued,
         };
         self.refresh_records();
-        if delivery == Delivery::Queued && !self.actions.is_empty() {
-            return Delivery::Wake;
+        if self.actions.is_empty() {
+            return delivery;
         }
-        delivery
+        match delivery {
+            Delivery::LeftOut | Delivery::Queued => Delivery::Wake,
+            other => other,
+        }
+    }
+
+    /// Would a version of a record take more than half of the queue's limit?
+    fn is_late(&self, frame: &TextFrame) -> bool {
+        let queued = self.outbox.bytes();
+        let half = self.config.limits.queue_bytes_max / 2;
+        queued > 0 && queued.saturating_add(frame.len()) > half
     }
 
     /// Closes the connection: what is queued, then the close frame. Later calls change nothing.
@@ -400,9 +432,14 @@ impl Connection {
 
     /// Asks for the records whose versions were left out, one after the other, as long as there is room.
     fn refresh_records(&mut self) {
-        if self.conflated.is_empty() || self.is_congested() || !self.lives() {
+        if self.conflated.is_empty() || !self.lives() {
             return;
         }
+        // One that did not fit a queue with little in it finds room in an empty one.
+        if self.is_congested() || (self.refused && self.outbox.bytes() > 0) {
+            return;
+        }
+        self.refused = false;
         let waiting = self.conflated.values().any(|it| *it == Refresh::Asked);
         let wanted = self
             .conflated

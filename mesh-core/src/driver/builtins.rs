@@ -12,7 +12,7 @@ use super::{
     handler::{Answer, Answering, ErasedHandler, Wanted},
     metadata,
     registry::{Kind, Registry},
-    server::{Completion, Inner, listed_bytes_max},
+    server::{Completion, Inner, Shard, listed_bytes_max},
 };
 use crate::{
     backend::{BoxFuture, ConnectionId, Json, MetadataChange, Name, Op, Reply},
@@ -27,6 +27,7 @@ use crate::{
         },
         encode, names, payload, strings_fit,
     },
+    relay::Membership,
 };
 
 /// A built-in command.
@@ -151,17 +152,23 @@ impl BuiltinCall<'_> {
     /// Answers in the step in which the machine completes the request.
     async fn answered(
         &self,
-        kind: TicketKind,
-        request: impl FnOnce(Completion),
+        asked: Membership,
+        request: impl FnOnce(&mut Shard, Completion),
     ) -> Result<Answer, CommandError> {
         let (sent, answered) = oneshot::channel();
-        request(Completion::Reply(ReplyTicket {
-            connection: self.ctx.connection.clone(),
-            wanted: self.wanted,
-            name: self.ctx.command().into(),
-            kind,
-            sent,
-        }));
+        let connection = self.ctx.connection.clone();
+        let key = Arc::clone(asked.name());
+        self.server().with_shard(&key, |shard| {
+            let ticket = ReplyTicket {
+                wanted: self.wanted,
+                name: self.ctx.command().into(),
+                is_new: !shard.holds(&asked, connection.id()),
+                connection,
+                asked,
+                sent,
+            };
+            request(shard, Completion::Reply(ticket));
+        });
         match answered.await {
             Ok(Ok(())) => Ok(Answer::Sent),
             Ok(Err(error)) => Err(ServerError::from(error).into()),
@@ -182,10 +189,8 @@ impl BuiltinCall<'_> {
         })?;
         let history = request.history_limit.unwrap_or(0);
         let history = history.min(server.config.limits.history_max);
-        self.answered(TicketKind::Subscribed, |done| {
-            server.with_shard(&channel, |shard| {
-                server.subscribe(shard, &channel, shared, history, done);
-            });
+        self.answered(Membership::Channel(channel.clone()), |shard, done| {
+            server.subscribe(shard, &channel, shared, history, done);
         })
         .await
     }
@@ -213,10 +218,8 @@ impl BuiltinCall<'_> {
         server.reserve_membership(&shared, &record, |shard| {
             shard.is_record_subscribed(&record, &shared.id)
         })?;
-        self.answered(TicketKind::RecordSubscribed, |done| {
-            server.with_shard(&record, |shard| {
-                server.subscribe_record(shard, &record, shared, request.mode, done);
-            });
+        self.answered(Membership::Record(record.clone()), |shard, done| {
+            server.subscribe_record(shard, &record, shared, request.mode, done);
         })
         .await
     }
@@ -285,10 +288,8 @@ impl BuiltinCall<'_> {
         }
         let shared = Arc::clone(&self.ctx.connection.shared);
         server.reserve_membership(&shared, &room, |shard| shard.is_member(&room, &shared.id))?;
-        self.answered(TicketKind::Joined, |done| {
-            server.with_shard(&room, |shard| {
-                server.join(shard, &room, shared, true, done);
-            });
+        self.answered(Membership::Room(room.clone()), |shard, done| {
+            server.join(shard, &room, shared, true, done);
         })
         .await
     }
@@ -390,27 +391,31 @@ fn history_reply(history: &[bytes::Bytes]) -> HistoryReply<'_> {
     }
 }
 
-/// Which reply a ticket stands for.
-#[derive(Clone, Copy, Debug)]
-enum TicketKind {
-    Joined,
-    RecordSubscribed,
-    Subscribed,
-}
-
 /// The right to answer one command in the very step in which its request is completed.
 pub(super) struct ReplyTicket {
     connection: Connection,
     wanted: Wanted,
     name: Name,
-    kind: TicketKind,
+    asked: Membership,
+    /// The connection did not hold it before.
+    is_new: bool,
     sent: oneshot::Sender<Result<(), InstanceError>>,
 }
 
+/// What was granted without the client being told so, as it is owed too much already: it is to be taken back.
+pub(super) struct Untold {
+    pub(super) connection: ConnectionId,
+    pub(super) asked: Membership,
+}
+
 impl ReplyTicket {
-    pub(super) fn answer(self, result: Result<Outcome, InstanceError>, now: std::time::Instant) {
-        let frame = match (result, self.kind) {
-            (Ok(Outcome::Joined { present, .. }), TicketKind::Joined) => {
+    pub(super) fn answer(
+        self,
+        result: Result<Outcome, InstanceError>,
+        now: std::time::Instant,
+    ) -> Option<Untold> {
+        let frame = match result {
+            Ok(Outcome::Joined { present, .. }) => {
                 let present = present
                     .iter()
                     .map(|id| Cow::Borrowed(id.as_str()))
@@ -421,30 +426,34 @@ impl ReplyTicket {
                 };
                 encode::reply(self.wanted.id, &self.name, &reply)
             }
-            (Ok(Outcome::Subscribed { history }), TicketKind::Subscribed) => {
+            Ok(Outcome::Subscribed { history }) => {
                 encode::reply(self.wanted.id, &self.name, &history_reply(&history))
             }
-            (Ok(Outcome::RecordSubscribed(record)), TicketKind::RecordSubscribed) => {
+            Ok(Outcome::RecordSubscribed(record)) => {
                 let value = record.value.as_deref().unwrap_or("null");
                 let version = record.version.number;
                 let reply = format!(r#"{{"success":true,"record":{value},"version":{version}}}"#);
                 Ok(encode::reply_raw(self.wanted.id, &self.name, &reply))
             }
-            (Ok(_), _) => {
-                encode::reply(self.wanted.id, &self.name, &SuccessReply { success: true })
-            }
-            (Err(error), _) => {
+            Ok(_) => encode::reply(self.wanted.id, &self.name, &SuccessReply { success: true }),
+            Err(error) => {
                 // The command's own task makes the reply; it may be gone with its connection.
                 let _ = self.sent.send(Err(error));
-                return;
+                return None;
             }
         };
-        if let Ok(frame) = frame {
-            self.connection
-                .shared
-                .reply(self.wanted.token, &self.name, frame, now);
-        }
-        let _ = self.sent.send(Ok(()));
+        let shared = &self.connection.shared;
+        let sent = match frame {
+            Ok(frame) => shared.grant(self.wanted.token, &self.name, frame, now),
+            // What has no JSON form is nothing that could be granted.
+            Err(_) => Ok(()),
+        };
+        let untold = sent.is_err() && self.is_new;
+        let _ = self.sent.send(sent);
+        untold.then(|| Untold {
+            connection: shared.id.clone(),
+            asked: self.asked,
+        })
     }
 }
 

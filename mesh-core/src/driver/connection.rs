@@ -21,6 +21,7 @@ use super::{
 use crate::{
     backend::{ConnectionId, Json, Name},
     connection::{CommandToken, Connection as Machine, Delivery},
+    instance::InstanceError,
     websocket::{CloseCode, CloseFrame, TextFrame},
 };
 
@@ -250,6 +251,25 @@ impl Shared {
         let replied = state.machine.handle_reply(token, name, frame, now);
         state.wake();
         replied
+    }
+
+    /// As [`reply`](Self::reply), for a reply that grants something: it is no reply where the client is owed so much that it would be told
+    /// an error in its place.
+    pub(super) fn grant(
+        &self,
+        token: CommandToken,
+        name: &str,
+        frame: TextFrame,
+        now: Instant,
+    ) -> Result<(), InstanceError> {
+        let mut state = self.lock();
+        if let Err(max) = state.machine.admits_reply(&frame) {
+            return Err(InstanceError::TooLong { max });
+        }
+        state.running.remove(&token);
+        state.machine.handle_reply(token, name, frame, now);
+        state.wake();
+        Ok(())
     }
 
     pub(super) fn close(&self, frame: CloseFrame, now: Instant) {

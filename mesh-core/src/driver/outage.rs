@@ -62,7 +62,8 @@ impl Reach {
 impl Inner {
     pub(super) fn handle_lost(self: &Arc<Self>) {
         self.reach.lost.store(true, Ordering::Release);
-        self.with_all_shards(Shard::handle_lost);
+        let now = self.runtime.now();
+        self.with_all_shards(|shard| shard.handle_lost(now));
         tracing::warn!("the backend cannot be reached: what needs it fails until it is back");
     }
 

@@ -125,22 +125,23 @@ impl MeshServer {
                 let old = old.map(typed).transpose()?;
                 checked(&update(old), &limits)
             }));
-            match made.unwrap_or(Err(ServerError::UpdatePanicked)) {
-                Ok(json) => Some(json),
-                Err(error) => {
-                    *fails.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    None
-                }
-            }
+            let made = made.unwrap_or(Err(ServerError::UpdatePanicked));
+            let mut failure = fails.lock().unwrap_or_else(PoisonError::into_inner);
+            // The last call counts.
+            *failure = made.as_ref().err().cloned();
+            made.ok()
         };
-        let written = self
-            .write_record(record, RecordWrite::Update(Update::new(transform)))
-            .await;
-        let failed = failure
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        failed.map_or(written, Err)
+        let write = RecordWrite::Update(Update::new(transform));
+        match self.ask_record(record, write).await? {
+            Outcome::Written { version, .. } => Ok(version),
+            _ => {
+                let failure = failure
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take();
+                Err(failure.unwrap_or(ServerError::UpdatePanicked))
+            }
+        }
     }
 
     /// A record as it is stored.
@@ -255,7 +256,7 @@ impl Inner {
         done: Completion,
     ) {
         if connection.is_over() {
-            self.complete(done, Err(InstanceError::Gone));
+            self.refuse(done, InstanceError::Gone);
         } else {
             let (id, now) = (connection.id.clone(), self.runtime.now());
             shard.subscribe_record(record, id, connection, mode, done, now);

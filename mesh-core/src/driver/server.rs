@@ -23,7 +23,7 @@ use rand_chacha::{
 use super::{
     Connection, Runtime, ServerError,
     authenticate::Front,
-    builtins::ReplyTicket,
+    builtins::{ReplyTicket, Untold},
     confirm::Confirmations,
     connection::Shared,
     hooks::{Hooks, RoomLeave},
@@ -285,7 +285,7 @@ impl Inner {
         done: Completion,
     ) {
         if connection.is_over() {
-            self.complete(done, Err(InstanceError::Gone));
+            self.refuse(done, InstanceError::Gone);
         } else {
             shard.join(room, connection.id.clone(), connection, present, done);
         }
@@ -301,7 +301,7 @@ impl Inner {
         done: Completion,
     ) {
         if connection.is_over() {
-            self.complete(done, Err(InstanceError::Gone));
+            self.refuse(done, InstanceError::Gone);
         } else {
             shard.subscribe(channel, connection.id.clone(), connection, history, done);
         }
@@ -380,7 +380,11 @@ impl Inner {
         while let Some(action) = shard.poll_action() {
             match action {
                 Action::Backend { token, op } => asks.push_back((token, op)),
-                Action::Complete { token, result } => self.complete(token, result),
+                Action::Complete { token, result } => {
+                    if let Some(untold) = self.complete(token, result) {
+                        self.take_back(shard, &untold);
+                    }
+                }
                 Action::Deliver { to, except, frame } => {
                     let now = *now.get_or_insert_with(|| self.runtime.now());
                     if except.is_empty() {
@@ -435,7 +439,23 @@ impl Inner {
         }
     }
 
-    pub(super) fn complete(&self, completion: Completion, result: Result<Outcome, InstanceError>) {
+    /// Whoever is told of an error holds nothing.
+    fn take_back(&self, shard: &mut Shard, Untold { connection, asked }: &Untold) {
+        let done = Completion::Nobody("take back what was granted");
+        match asked {
+            Membership::Channel(channel) => shard.unsubscribe(channel, connection, done),
+            Membership::Record(record) => {
+                shard.unsubscribe_record(record, connection, done, self.runtime.now());
+            }
+            Membership::Room(room) => shard.leave(room, connection.clone(), done),
+        }
+    }
+
+    fn complete(
+        &self,
+        completion: Completion,
+        result: Result<Outcome, InstanceError>,
+    ) -> Option<Untold> {
         match completion {
             Completion::Caller(caller) => {
                 // Whoever asked may have gone meanwhile.
@@ -448,8 +468,14 @@ impl Inner {
                     tracing::debug!(what, %error, "a cleanup failed");
                 }
             }
-            Completion::Reply(ticket) => ticket.answer(result, self.runtime.now()),
+            Completion::Reply(ticket) => return ticket.answer(result, self.runtime.now()),
         }
+        None
+    }
+
+    /// Answers a request that no shard was asked for.
+    pub(super) fn refuse(&self, completion: Completion, error: InstanceError) {
+        self.complete(completion, Err(error));
     }
 
     /// The local connection of this id.

@@ -191,8 +191,12 @@ pub(super) enum Origin {
     Connection(ConnectionId),
     /// Nothing depends on the answer.
     Nobody,
-    /// The versions that were held against the store's.
-    RecordCheck(Vec<(Name, Version)>),
+    RecordCheck {
+        /// The versions that are held against the store's.
+        asked: Vec<(Name, Version)>,
+        /// How often the store had come back.
+        returns: u64,
+    },
     RecordFetch {
         record: Name,
         fetch: u64,
@@ -200,7 +204,7 @@ pub(super) enum Origin {
     RecordTopic(Name),
     RecordWrite {
         record: Name,
-        /// How often the store had come back when it was asked.
+        /// How often the store had come back.
         returns: u64,
     },
     /// A part of the restoration of this number.

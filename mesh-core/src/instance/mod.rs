@@ -46,6 +46,7 @@ use crate::{
         Version,
     },
     protocol::{Dialect, builtin::RecordMode},
+    relay::Membership,
     websocket::TextFrame,
 };
 
@@ -302,9 +303,9 @@ impl<C: Clone, T> Instance<C, T> {
             .handle_changed(record, base, changes, now, &mut self.actions);
     }
 
-    /// The backend cannot be reached: what would need it to change a record fails at once.
-    pub fn handle_lost(&mut self) {
-        self.records.handle_lost();
+    /// The backend cannot be reached: who waits for a record, or wants to change one, is told so at once.
+    pub fn handle_lost(&mut self, now: Instant) {
+        self.records.handle_lost(now, &mut self.actions);
     }
 
     /// Changes the metadata of a connection of this shard. Answered with [`Outcome::Metadata`].
@@ -352,8 +353,9 @@ impl<C: Clone, T> Instance<C, T> {
             }
             Some(Origin::Connection(id)) => self.directory.handle_backend(&id, result, actions),
             Some(Origin::Nobody) | None => {}
-            Some(Origin::RecordCheck(asked)) => {
-                self.records.handle_checked(asked, result, now, actions);
+            Some(Origin::RecordCheck { asked, returns }) => {
+                self.records
+                    .handle_checked(asked, returns, result, now, actions);
             }
             Some(Origin::RecordFetch { record, fetch }) => {
                 self.records
@@ -461,6 +463,15 @@ impl<C: Clone, T> Instance<C, T> {
     /// Is a local connection subscribed to a record of this shard?
     pub fn is_record_subscribed(&self, record: &str, id: &ConnectionId) -> bool {
         self.records.is_subscribed(record, id)
+    }
+
+    /// Does a local connection hold this?
+    pub fn holds(&self, membership: &Membership, id: &ConnectionId) -> bool {
+        match membership {
+            Membership::Channel(channel) => self.is_subscribed(channel, id),
+            Membership::Record(record) => self.is_record_subscribed(record, id),
+            Membership::Room(room) => self.is_member(room, id),
+        }
     }
 
     /// How often a record with subscribers was read again, since versions of it may have been missed.

@@ -480,3 +480,96 @@ fn an_update_sees_what_is_stored_and_is_called_again_after_a_conflict() {
         "once, and again on the newer value"
     );
 }
+
+#[test]
+fn nobody_waits_for_a_record_while_the_backend_is_gone() {
+    let mut pair = pair();
+    let read = json!({"recordId": "r"});
+    assert_eq!(
+        pair.bob.call("mesh/subscribe-record", read.clone())["success"],
+        true
+    );
+    pair.mood.slow.lock().unwrap().push("Record");
+    let waits = pair.ann.send("mesh/subscribe-record", read.clone());
+    pair.sim.run();
+    pair.mood.lose();
+    pair.sim.run();
+    let replies = pair.ann.frames();
+    let reply = replies.iter().find(|frame| frame["id"] == waits).unwrap();
+    assert_eq!(reply["payload"]["code"], "EUNAVAILABLE", "who waited");
+    for command in ["mesh/subscribe-record", "mesh/unsubscribe-record"] {
+        let reply = pair.ann.call(command, read.clone());
+        let told = reply == false || reply["code"] == "EUNAVAILABLE";
+        assert!(told, "{command}: {reply}");
+    }
+    let failed = on!(pair, one, |s| s.publish_record_update("r", &1));
+    assert!(matches!(failed, Err(ServerError::Backend(_))), "{failed:?}");
+    pair.mood.slow.lock().unwrap().clear();
+    pair.mood.restore();
+    pair.sim.run();
+    let subscribed = pair.ann.call("mesh/subscribe-record", read);
+    assert_eq!(subscribed["success"], true);
+}
+
+#[test]
+fn who_is_told_of_an_error_holds_nothing() {
+    let mut pair = pair_of(|limits| limits.queue_bytes_max = 20_000);
+    pair.one.expose_record(Pattern::regex("^x.$").unwrap());
+    let pad = "x".repeat(9_000);
+    for n in 0..8 {
+        let record = format!("x{n}");
+        let pad = pad.clone();
+        on!(pair, one, |s| s.publish_record_update(&record, &pad)).unwrap();
+    }
+    // All of them wait for the store, so that none is held back before.
+    pair.mood.slow.lock().unwrap().push("Record");
+    pair.ann.block(true);
+    let asked: Vec<_> = (0..8)
+        .map(|n| json!({"recordId": format!("x{n}")}))
+        .collect();
+    let asked: Vec<_> = asked
+        .into_iter()
+        .map(|it| ("mesh/subscribe-record", it))
+        .collect();
+    pair.ann.send_all(&asked);
+    pair.sim.run();
+    pair.mood.slow.lock().unwrap().clear();
+    pair.mood.gate.open();
+    pair.sim.run();
+    pair.ann.block(false);
+    pair.sim.run();
+    let replies = pair.ann.frames();
+    let granted = replies
+        .iter()
+        .filter(|it| it["payload"]["success"] == true)
+        .count();
+    let refused = replies
+        .iter()
+        .filter(|it| it["payload"]["code"] == "EOVERLOAD")
+        .count();
+    assert_eq!(granted + refused, 8);
+    assert!(granted > 0 && refused > 0, "{granted} and {refused}");
+    let id = pair.ann.id.clone().as_str().into();
+    assert_eq!(pair.one.inner.memberships(&id).len(), granted);
+}
+
+#[test]
+fn an_update_that_fails_is_judged_on_what_is_stored() {
+    let mut pair = pair();
+    pair.subscribe_both();
+    let double = |pair: &Pair| {
+        on!(pair, one, |s| s
+            .update_record("r", |n: Option<u64>| n.unwrap_or(1) * 2))
+    };
+    pair.publish(&json!("text"));
+    assert!(matches!(double(&pair), Err(ServerError::Shape(_))));
+    on!(pair, two, |s| s.publish_record_update("r", &5)).unwrap();
+    pair.sim.run();
+    assert_eq!(double(&pair), Ok(3));
+    // What others have made of it counts, though nothing is known of that here.
+    on!(pair, one, |s| s.publish_record_update("n", &"text")).unwrap();
+    on!(pair, two, |s| s.publish_record_update("n", &5)).unwrap();
+    let doubled = on!(pair, one, |s| s
+        .update_record("n", |n: Option<u64>| n.unwrap_or(1) * 2));
+    assert_eq!(doubled, Ok(3));
+}

@@ -149,9 +149,11 @@ impl Follower {
         }
     }
 
-    /// A fetch of this number is under way.
+    /// A fetch of this number is under way. What was heard before is in what it finds, unless the store has lost it.
     pub(super) fn handle_asked(&mut self, fetch: u64) {
         self.state = State::Fetching(fetch);
+        self.held.clear();
+        (self.held_updates, self.held_bytes) = (0, 0);
     }
 
     /// The backend was out of reach and is back: a fetch under way may tell of a time before, so that it is begun anew.
@@ -334,19 +336,19 @@ impl Follower {
             State::Live
         };
         if self.is_full() {
-            self.trim();
             self.lose();
         }
     }
 
+    /// One that is held may be of any length.
     fn is_full(&self) -> bool {
-        self.held_updates > HELD_UPDATES_MAX || self.held_bytes > HELD_BYTES_MAX
+        let over = self.held_updates > HELD_UPDATES_MAX || self.held_bytes > HELD_BYTES_MAX;
+        over && self.held.len() > 1
     }
 
     /// Drops the oldest of what is held, which the fetch brings; the newest stays, so that what does not come is noticed.
     fn trim(&mut self) {
         while self.is_full()
-            && self.held.len() > 1
             && let Some((_, changes)) = self.held.pop_first()
         {
             self.held_updates -= changes.len();

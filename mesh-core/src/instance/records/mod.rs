@@ -138,6 +138,10 @@ impl<C: Clone, T> Record<C, T> {
     }
 }
 
+fn lost() -> BackendError {
+    BackendError::Unavailable("it was lost".to_owned())
+}
+
 fn refreshed<C, T>(name: &Name, to: C, frame: Option<TextFrame>, actions: &mut Actions<C, T>) {
     actions.push(Action::RecordRefreshed {
         to,
@@ -205,6 +209,8 @@ impl<C: Clone, T> Records<C, T> {
         record.waiting.push_back(Waiting::Subscribe(subscribe));
         if record.follower.serves() {
             self.serve(name, actions);
+        } else if self.is_lost {
+            self.refuse(name, &lost(), actions);
         }
         self.settle(name, now, actions);
     }
@@ -217,14 +223,18 @@ impl<C: Clone, T> Records<C, T> {
         now: Instant,
         actions: &mut Actions<C, T>,
     ) {
+        let asked = |it: &Waiting<C, T>| !matches!(it, Waiting::Refresh { .. }) && it.id() == id;
         match self.records.get_mut(name) {
-            Some(record) if record.waiting.iter().any(|it| it.id() == id) => {
+            // Behind what the connection asked for before.
+            Some(record) if record.waiting.iter().any(asked) => {
                 let id = id.clone();
                 record.waiting.push_back(Waiting::Unsubscribe { id, token });
             }
             _ => {
                 let was = self.remove(name, id, actions);
                 actions.complete(token, Ok(Outcome::Unsubscribed(was)));
+                // Nor does it want to know how the record is.
+                self.abandon(name, id, actions);
                 self.settle(name, now, actions);
             }
         }
@@ -273,8 +283,7 @@ impl<C: Clone, T> Records<C, T> {
         actions: &mut Actions<C, T>,
     ) {
         if self.is_lost {
-            let lost = BackendError::Unavailable("it was lost".to_owned());
-            return actions.complete(token, Err(lost.into()));
+            return actions.complete(token, Err(lost().into()));
         }
         let record = self.entry(name);
         record.used = true;
@@ -306,9 +315,16 @@ impl<C: Clone, T> Records<C, T> {
         self.settle(name, now, actions);
     }
 
-    /// The backend cannot be reached.
-    pub(super) fn handle_lost(&mut self) {
+    /// The backend cannot be reached: whoever waits for a value is told so, and who is subscribed waits for its return.
+    pub(super) fn handle_lost(&mut self, now: Instant, actions: &mut Actions<C, T>) {
         self.is_lost = true;
+        let waits = |record: &Record<C, T>| !record.waiting.is_empty();
+        let waiting = self.records.iter().filter(|(_, record)| waits(record));
+        let waiting: Vec<Name> = waiting.map(|(name, _)| name.clone()).collect();
+        for name in waiting {
+            self.refuse(&name, &lost(), actions);
+            self.settle(&name, now, actions);
+        }
     }
 
     /// The backend is back: what was under way goes on, and all that is followed is held against the store.
@@ -327,6 +343,8 @@ impl<C: Clone, T> Records<C, T> {
             }
             self.settle(&name, now, actions);
         }
+        // Those that are under way may tell of a time before.
+        self.checks_in_flight = 0;
         self.check(actions);
     }
 
@@ -386,10 +404,14 @@ impl<C: Clone, T> Records<C, T> {
     pub(super) fn handle_checked(
         &mut self,
         asked: Vec<(Name, Version)>,
+        returns: u64,
         result: Result<Reply, BackendError>,
         now: Instant,
         actions: &mut Actions<C, T>,
     ) {
+        if returns < self.returns {
+            return;
+        }
         self.checks_in_flight = self.checks_in_flight.saturating_sub(1);
         // The next one tells, where this one failed.
         let Ok(Reply::RecordVersions(versions)) = result else {
@@ -601,17 +623,18 @@ impl<C: Clone, T> Records<C, T> {
         let Some(stored) = record.follower.record(bytes_max) else {
             return;
         };
+        let mut frame = None;
         for waiting in std::mem::take(&mut record.waiting) {
             match waiting {
                 Waiting::Subscribe(subscribe) => {
                     self.add(name, subscribe, stored.clone(), actions);
                 }
                 Waiting::Refresh { id, handle } => {
-                    let frame = self.is_subscribed(name, &id).then(|| {
-                        let back = self.went_back(name);
-                        self.state(name, &stored, back)
+                    let told = self.is_subscribed(name, &id).then(|| {
+                        let make = || self.state(name, &stored, self.went_back(name));
+                        frame.get_or_insert_with(make).clone()
                     });
-                    refreshed(name, handle, frame, actions);
+                    refreshed(name, handle, told, actions);
                 }
                 Waiting::Unsubscribe { id, token } => {
                     let was = self.remove(name, &id, actions);
@@ -881,7 +904,10 @@ impl<C: Clone, T> Records<C, T> {
         for chunk in live.chunks(CHECKED_PER_OP) {
             self.checks_in_flight += 1;
             let records = chunk.iter().map(|(name, _)| name.clone()).collect();
-            let origin = Origin::RecordCheck(chunk.to_vec());
+            let origin = Origin::RecordCheck {
+                asked: chunk.to_vec(),
+                returns: self.returns,
+            };
             actions.ask(origin, Op::RecordVersions { records });
         }
     }

@@ -8,6 +8,9 @@ use crate::{
 /// Patches that wait at most; then they are applied, whether anybody needs the value or not.
 const PATCHES_MAX: usize = 64;
 
+/// Bytes of text that applying them goes through at most: some milliseconds, which others may have to wait for.
+const WORK_BYTES_MAX: usize = 4 << 20;
+
 /// A version of a record, and what its value is made of: patches that nobody has needed the outcome of yet wait.
 #[derive(Clone, Debug)]
 pub(super) struct Snapshot {
@@ -53,7 +56,8 @@ impl Snapshot {
         self.patches.push(patch);
         let text = self.text.as_ref().map_or(0, |text| text.len());
         // No more memory than the value itself takes, and no more work at once than a reader may wait for.
-        if whole || self.patches.len() >= PATCHES_MAX || self.patches_bytes > text {
+        let many = self.patches.len() >= PATCHES_MAX || self.patches.len() * text > WORK_BYTES_MAX;
+        if whole || many || self.patches_bytes > text {
             self.value(bytes_max)?;
         }
         self.version = version;

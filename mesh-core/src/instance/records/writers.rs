@@ -26,11 +26,14 @@ use crate::{
 
 use super::follower::Change;
 
-/// Updates of one batch: as many as may be held elsewhere before they count as a gap.
-const BATCH_UPDATES_MAX: usize = 32;
+/// Updates of one batch: a few batches are held elsewhere before they count as a gap.
+const BATCH_UPDATES_MAX: usize = 16;
 
-/// Bytes of the values that a batch may have; one is always admitted.
+/// Bytes of what a batch tells of the changes; one change is always admitted.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes of the values of a batch, which are in memory until it is done.
+const BATCH_VALUES_BYTES_MAX: usize = 4 << 20;
 
 /// Requests that wait for one record at most.
 const WAITING_MAX: usize = 16_384;
@@ -89,8 +92,42 @@ impl fmt::Debug for Update {
 
 #[derive(Debug)]
 struct Request<T> {
+    /// Counts the requests.
+    number: u64,
     write: RecordWrite,
     token: T,
+}
+
+/// What becomes of a request if the batch is on what the store has.
+#[derive(Clone, Copy, Debug)]
+enum Verdict {
+    /// It is this update, counted from 1.
+    Changes(usize),
+    /// It equals what so many updates make.
+    Equals(usize),
+    TooLong {
+        len: usize,
+        max: usize,
+    },
+    Withdrawn,
+}
+
+impl Verdict {
+    fn outcome(self, base: Version) -> Result<Outcome, InstanceError> {
+        let version = |updates: usize| base.number + updates as u64;
+        match self {
+            Self::Changes(updates) => Ok(Outcome::Written {
+                version: version(updates),
+                changed: true,
+            }),
+            Self::Equals(updates) => Ok(Outcome::Written {
+                version: version(updates),
+                changed: false,
+            }),
+            Self::TooLong { len, max } => Err(InstanceError::ValueTooLong { len, max }),
+            Self::Withdrawn => Ok(Outcome::Withdrawn),
+        }
+    }
 }
 
 /// Requests that one operation answers.
@@ -98,11 +135,17 @@ struct Request<T> {
 struct Batch<T> {
     base: Record,
     updates: Vec<RecordUpdate>,
-    /// Each with the number of updates up to it, and whether it is one.
-    requests: Vec<(Request<T>, usize, bool)>,
+    requests: Vec<(Request<T>, Verdict)>,
 }
 
 impl<T> Batch<T> {
+    /// Tells everybody what came of it.
+    fn answer(self, answers: &mut Answers<T>) {
+        let base = self.base.version;
+        let outcomes = self.requests.into_iter();
+        answers.extend(outcomes.map(|(it, verdict)| (it.token, verdict.outcome(base))));
+    }
+
     /// The last version that is made.
     fn last(&self) -> Record {
         let version = |update: &RecordUpdate| Version {
@@ -122,7 +165,7 @@ impl<T> Batch<T> {
 /// What is under way.
 #[derive(Debug)]
 enum Work<T> {
-    /// All of it equals what the store had: does it still?
+    /// Nothing of it changes what the store had: does it still have that?
     Check(Batch<T>),
     Delete {
         request: Request<T>,
@@ -162,6 +205,9 @@ pub(super) type Answers<T> = Vec<(T, Result<Outcome, InstanceError>)>;
 pub(super) struct Writers<T> {
     waiting: VecDeque<Request<T>>,
     waiting_bytes: usize,
+    /// How many requests there have been, and had been when the last operation was asked for.
+    requests: u64,
+    requests_when_asked: u64,
     state: State<T>,
     /// The newest that is known of the record, which may be old: the store compares.
     base: Option<Record>,
@@ -176,6 +222,8 @@ impl<T> Writers<T> {
         Self {
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            requests: 0,
+            requests_when_asked: 0,
             state: State::Idle,
             base: None,
             stored: None,
@@ -228,7 +276,13 @@ impl<T> Writers<T> {
             return Err(token);
         }
         self.waiting_bytes = bytes;
-        self.waiting.push_back(Request { write, token });
+        self.requests += 1;
+        let number = self.requests;
+        self.waiting.push_back(Request {
+            number,
+            write,
+            token,
+        });
         Ok(())
     }
 
@@ -252,17 +306,31 @@ impl<T> Writers<T> {
                 let stamp = stamp();
                 return Some(self.ask(Work::Delete { request, stamp }, None, record, now));
             }
-            let base = self.stored.take().or_else(|| {
-                let known = known.take().filter(|_| !self.is_stale)?;
-                newer(known(), self.base.take())
-            });
+            // What the store answers is so for whoever had asked by then; what is known otherwise may be old.
+            let (base, sure) = match self.stored.take() {
+                Some(stored) => (Some(stored), self.requests_when_asked),
+                None if self.is_stale => (None, 0),
+                None => {
+                    let known = known.take().and_then(|known| known());
+                    (newer(known, self.base.take()), 0)
+                }
+            };
             let Some(base) = base else {
                 return Some(self.ask(Work::Read, None, record, now));
             };
-            // None if all that it would hold is answered already.
-            if let Some(work) = self.batch(base, value_bytes_max, &mut stamp, answers) {
-                return Some(self.ask(work, None, record, now));
+            let batch = self.batch(base, value_bytes_max, &mut stamp);
+            let last = batch
+                .requests
+                .last()
+                .map_or(0, |(request, _)| request.number);
+            if !batch.updates.is_empty() {
+                return Some(self.ask(Work::Publish(batch), None, record, now));
             }
+            if last > sure {
+                return Some(self.ask(Work::Check(batch), None, record, now));
+            }
+            self.base = Some(batch.base.clone());
+            batch.answer(answers);
         }
         None
     }
@@ -270,6 +338,7 @@ impl<T> Writers<T> {
     fn ask(&mut self, work: Work<T>, fails_at: Option<Instant>, record: &Name, now: Instant) -> Op {
         let op = op(&work, record, now);
         self.state = State::Asked { work, fails_at };
+        self.requests_when_asked = self.requests;
         op
     }
 
@@ -279,90 +348,77 @@ impl<T> Writers<T> {
         Some(request)
     }
 
-    /// Puts requests together, up to a deletion or the bounds of a batch. `None` if all were answered.
+    /// Puts requests together, up to a deletion or the bounds of a batch.
     fn batch(
         &mut self,
         base: Record,
         value_bytes_max: usize,
         mut stamp: impl FnMut() -> u64,
-        answers: &mut Answers<T>,
-    ) -> Option<Work<T>> {
+    ) -> Batch<T> {
+        let mut last = base.clone();
         let mut batch = Batch {
-            base: base.clone(),
+            base,
             updates: Vec::new(),
             requests: Vec::new(),
         };
-        let (mut last, mut bytes) = (base, 0);
-        while let Some(first) = self.waiting.front() {
-            let full = batch.updates.len() >= BATCH_UPDATES_MAX
-                || (bytes + first.write.len() > BATCH_BYTES_MAX && bytes > 0);
-            if full {
-                break;
-            }
-            let Some(mut request) = self.pop() else {
-                break;
-            };
+        let (mut bytes, mut values_bytes) = (0, 0);
+        while batch.updates.len() < BATCH_UPDATES_MAX
+            && let Some(mut request) = self.pop()
+        {
             let old = last.value.as_deref();
             let value = match &mut request.write {
-                RecordWrite::Merge { json, deep } => Json::from(&*merge(old, json, *deep)),
-                RecordWrite::Replace(json) => json.clone(),
-                RecordWrite::Update(Update(transform)) => {
-                    let Some(json) = transform(old) else {
-                        answers.push((request.token, Ok(Outcome::Withdrawn)));
-                        continue;
-                    };
-                    json
-                }
                 RecordWrite::Delete => {
                     self.push_front(request);
                     break;
                 }
+                RecordWrite::Merge { json, deep } => Some(Json::from(&*merge(old, json, *deep))),
+                RecordWrite::Replace(json) => Some(json.clone()),
+                RecordWrite::Update(Update(transform)) => transform(old),
+            };
+            let Some(value) = value else {
+                batch.requests.push((request, Verdict::Withdrawn));
+                continue;
             };
             if value.len() > value_bytes_max {
-                let error = InstanceError::ValueTooLong {
-                    len: value.len(),
-                    max: value_bytes_max,
-                };
-                answers.push((request.token, Err(error)));
+                let (len, max) = (value.len(), value_bytes_max);
+                batch
+                    .requests
+                    .push((request, Verdict::TooLong { len, max }));
                 continue;
             }
-            let change = diff(last.value.as_deref(), &value);
-            let is_update = change != record::Change::Equal;
-            if is_update {
-                bytes += value.len();
-                let stamp = stamp();
-                let patch = match change {
-                    record::Change::Patch(patch) => Some(patch.into()),
-                    record::Change::Equal | record::Change::Full => None,
-                };
-                last = Record {
-                    value: Some(value.clone()),
-                    version: Version {
-                        number: last.version.number + 1,
-                        stamp,
-                    },
-                };
-                batch.updates.push(RecordUpdate {
-                    stamp,
-                    value,
-                    patch,
-                });
+            values_bytes += value.len();
+            if values_bytes > BATCH_VALUES_BYTES_MAX && !batch.updates.is_empty() {
+                self.push_front(request);
+                break;
             }
-            batch
-                .requests
-                .push((request, batch.updates.len(), is_update));
+            let patch = match diff(old, &value) {
+                record::Change::Equal => {
+                    let equals = Verdict::Equals(batch.updates.len());
+                    batch.requests.push((request, equals));
+                    continue;
+                }
+                record::Change::Full => None,
+                record::Change::Patch(patch) => Some(Json::from(patch)),
+            };
+            bytes += patch.as_ref().unwrap_or(&value).len();
+            if bytes > BATCH_BYTES_MAX && !batch.updates.is_empty() {
+                self.push_front(request);
+                break;
+            }
+            let (number, stamp) = (last.version.number + 1, stamp());
+            last = Record {
+                value: Some(value.clone()),
+                version: Version { number, stamp },
+            };
+            batch.updates.push(RecordUpdate {
+                stamp,
+                value,
+                patch,
+            });
+            let changes = Verdict::Changes(batch.updates.len());
+            batch.requests.push((request, changes));
         }
-        if batch.requests.is_empty() {
-            // All that was here is answered; what is known serves the next.
-            self.stored = Some(batch.base);
-            return None;
-        }
-        // That nothing has changed is for the store to say: what is known here may be old.
-        Some(if batch.updates.is_empty() {
-            Work::Check(batch)
-        } else {
-            Work::Publish(batch)
-        })
+        batch
     }
 
     /// The answer to what was asked. What has no answer yet is asked again with [`again`](Self::again) once the store is back; `is_back` if
@@ -386,21 +442,15 @@ impl<T> Writers<T> {
             (Work::Read, result) => self.fail_all(&error(result), answers),
             (Work::Check(batch), Ok(Reply::RecordVersions(versions))) => {
                 if versions.first() == Some(&batch.base.version) {
-                    let version = batch.base.version.number;
-                    self.base = Some(batch.base);
-                    let written = Outcome::Written {
-                        version,
-                        changed: false,
-                    };
-                    let requests = batch.requests.into_iter();
-                    answers.extend(requests.map(|(it, ..)| (it.token, Ok(written.clone()))));
+                    self.base = Some(batch.base.clone());
+                    batch.answer(answers);
                 } else {
                     self.put_back(batch);
                     self.is_stale = true;
                 }
             }
-            (Work::Publish(batch), Ok(Reply::Published { first })) => {
-                return self.published(batch, first, answers);
+            (Work::Publish(batch), Ok(Reply::Published { .. })) => {
+                return self.published(batch, answers);
             }
             (Work::Publish(batch), Ok(Reply::Conflict(record))) => {
                 self.put_back(batch);
@@ -440,15 +490,12 @@ impl<T> Writers<T> {
     }
 
     /// The versions that were made here.
-    fn published(&mut self, batch: Batch<T>, first: u64, answers: &mut Answers<T>) -> Advance {
-        let last = batch.last();
+    fn published(&mut self, mut batch: Batch<T>, answers: &mut Answers<T>) -> Advance {
+        self.base = Some(batch.last());
         let base = batch.base.version;
-        for (request, updates, changed) in batch.requests {
-            let version = (first + updates as u64).saturating_sub(1);
-            answers.push((request.token, Ok(Outcome::Written { version, changed })));
-        }
-        self.base = Some(last);
-        let changes = batch.updates.into_iter().map(|update| Change {
+        let updates = std::mem::take(&mut batch.updates);
+        batch.answer(answers);
+        let changes = updates.into_iter().map(|update| Change {
             stamp: update.stamp,
             kind: match update.patch {
                 Some(patch) => RecordChangeKind::Patch(patch),
@@ -465,7 +512,7 @@ impl<T> Writers<T> {
     /// It did not happen: its requests come first again, and what they start from has to be known anew.
     fn put_back(&mut self, batch: Batch<T>) {
         self.base = None;
-        for (request, ..) in batch.requests.into_iter().rev() {
+        for (request, _) in batch.requests.into_iter().rev() {
             self.push_front(request);
         }
     }
@@ -506,10 +553,10 @@ impl<T> Writers<T> {
         self.base = None;
         let requests = match work {
             Work::Check(batch) | Work::Publish(batch) => batch.requests,
-            Work::Delete { request, .. } => vec![(request, 0, false)],
+            Work::Delete { request, .. } => vec![(request, Verdict::Withdrawn)],
             Work::Read => Vec::new(),
         };
-        let failed = |(request, ..): (Request<T>, _, _)| (request.token, Err(error.clone().into()));
+        let failed = |(request, _): (Request<T>, _)| (request.token, Err(error.clone().into()));
         answers.extend(requests.into_iter().map(failed));
     }
 

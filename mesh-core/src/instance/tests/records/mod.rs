@@ -116,7 +116,7 @@ fn worlds() -> impl Strategy<Value = Vec<Step>> {
 type Coverage = BTreeMap<(&'static str, &'static str), u64>;
 
 /// What can happen to a record in each state of its follower and its writers.
-const POSSIBLE: [(&[&str], &[&str]); 6] = [
+const POSSIBLE: [(&[&str], &[&str]); 7] = [
     (
         &["behind", "fetching", "fetching again", "live", "gap"],
         &[
@@ -129,9 +129,10 @@ const POSSIBLE: [(&[&str], &[&str]); 6] = [
             "delete",
             "timeout",
             "lost",
-            "restored",
         ],
     ),
+    // Who waits for a first fetch is told at once that the store is lost.
+    (&["behind", "fetching again", "live", "gap"], &["restored"]),
     (
         &["fetching", "fetching again", "live", "gap"],
         &["next notice"],
