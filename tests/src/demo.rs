@@ -295,12 +295,13 @@ fn program() -> &'static Path {
         if let Some(named) = env::var_os("MESH_DEMO") {
             return named.into();
         }
-        // target/[triple/]PROFILE/deps/this-test
-        let test = env::current_exe().expect("the path of this test");
-        let profile = test
-            .parent()
-            .and_then(Path::parent)
-            .expect("a target directory");
+        // target/[triple/]PROFILE/deps/this-test, or PROFILE/this-program
+        let this = env::current_exe().expect("the path of this test");
+        let beside = this.parent().expect("a directory");
+        let profile = match beside.parent() {
+            Some(profile) if beside.ends_with("deps") => profile,
+            _ => beside,
+        };
         let name = match profile
             .file_name()
             .and_then(|name| name.to_str())
