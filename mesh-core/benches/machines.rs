@@ -1,4 +1,4 @@
-//! One command through a connection, one event to a room: `cargo bench -p mesh-core --bench machines`.
+//! One command through a connection, one event to a room, one update of a record: `cargo bench -p mesh-core --bench machines`.
 
 use std::{
     collections::VecDeque,
@@ -9,10 +9,10 @@ use std::{
 
 use criterion::Criterion;
 use mesh_core::{
-    backend::{ConnectionId, Name, Reply},
+    backend::{ConnectionId, Json, Name, Op, Record, Reply},
     connection::{Config, Connection, Received},
-    instance::{Action, Instance, Options, Seeded},
-    protocol::{Dialect, encode},
+    instance::{Action, Instance, Options, RecordWrite, Seeded},
+    protocol::{Dialect, builtin::RecordMode, encode},
     websocket::{Message, TextFrame},
 };
 
@@ -89,6 +89,77 @@ fn room_fan_out(criterion: &mut Criterion) {
     }
 }
 
+/// A change of one field of a record: the difference, the store's answer, one frame for all, into each queue and out again.
+fn record_update(criterion: &mut Criterion) {
+    for (name, members, fields) in [
+        ("machines/record/10 KiB to 100", 100_u32, 100_u32),
+        ("machines/record/1 MB to 10", 10, 10_000),
+    ] {
+        let now = origin();
+        let config = Arc::new(Config::default());
+        let mut connections: Vec<Connection> = (0..members)
+            .map(|_| Connection::new(Arc::clone(&config), now))
+            .collect();
+        let record: Name = "record".into();
+        let value = |tick: u64| -> Json {
+            let field = |n: u32| format!(r#""field{n}":"{}""#, "x".repeat(85));
+            let fields: Vec<String> = (0..fields).map(field).collect();
+            let (before, after) = fields.split_at(fields.len() / 2);
+            format!(
+                r#"{{{},"tick":{tick},{}}}"#,
+                before.join(","),
+                after.join(",")
+            )
+            .into()
+        };
+        let values = [value(1), value(2)];
+        let mut instance = shard();
+        for member in 0..members {
+            let id = ConnectionId::new(format!("i.{member}"));
+            instance.subscribe_record(&record, id, member, RecordMode::Patch, (), now);
+            answer_everything(&mut instance);
+        }
+        let mut outgoing = VecDeque::new();
+        let mut turn = 0;
+        bench(criterion, name, || {
+            turn = 1 - turn;
+            let write = RecordWrite::Replace(black_box(values[turn].clone()));
+            instance.write_record(&record, write, (), now);
+            while let Some(action) = instance.poll_action() {
+                match action {
+                    Action::Backend { token, op } => {
+                        instance.handle_backend(token, Ok(stored(&op)), now);
+                    }
+                    Action::DeliverRecord { record, to, frame } => {
+                        for member in to.handles() {
+                            let member = &mut connections[*member as usize];
+                            member.handle_record(&record, frame.clone(), now);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            for connection in &mut connections {
+                connection.take_outgoing(&mut outgoing);
+                assert_eq!(outgoing.len(), 1);
+                outgoing.clear();
+                connection.handle_unsent(0);
+            }
+        });
+    }
+}
+
+/// What a store answers that is always up to date.
+fn stored(op: &Op) -> Reply {
+    match op {
+        Op::PublishRecord { base, .. } => Reply::Published {
+            first: base.number + 1,
+        },
+        Op::Record { .. } => Reply::Record(Record::default()),
+        _ => Reply::Done,
+    }
+}
+
 fn deliver(connection: &mut Connection, frame: &TextFrame, now: Instant) {
     connection.handle_event(frame.clone(), now);
 }
@@ -107,12 +178,15 @@ fn shard() -> Instance<u32, ()> {
 
 fn answer_everything(instance: &mut Instance<u32, ()>) {
     while let Some(action) = instance.poll_action() {
-        if let Action::Backend { token, .. } = action {
-            let joined = Reply::Joined {
-                new: true,
-                generation: 0,
+        if let Action::Backend { token, op } = action {
+            let reply = match op {
+                Op::JoinRoom { .. } => Reply::Joined {
+                    new: true,
+                    generation: 0,
+                },
+                op => stored(&op),
             };
-            instance.handle_backend(token, Ok(joined), origin());
+            instance.handle_backend(token, Ok(reply), origin());
         }
     }
 }
@@ -121,5 +195,6 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     command_round_trip(&mut criterion);
     room_fan_out(&mut criterion);
+    record_update(&mut criterion);
     criterion.final_summary();
 }

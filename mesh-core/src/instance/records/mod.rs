@@ -2,6 +2,7 @@
 
 mod follower;
 mod snapshot;
+mod subscribers;
 mod writers;
 
 use std::{
@@ -15,24 +16,22 @@ use rand_chacha::{
 };
 
 use self::{
-    follower::{Change, Follower, Setting, Told},
+    follower::{Change, Follower, Setting},
+    subscribers::Waiting,
     writers::{Advance, Writers},
 };
 use super::{
     Options,
-    actions::{Action, Actions, InstanceError, Origin, Outcome},
+    actions::{Actions, InstanceError, Origin},
     members::{Members, Seeded, Table, take},
     topic::Topic,
 };
 use crate::{
-    backend::{
-        self, BackendError, ConnectionId, Name, Op, Record as Stored, RecordChange,
-        RecordChangeKind, Reply, Version,
-    },
-    protocol::{builtin::RecordMode, encode, names},
-    websocket::TextFrame,
+    backend::{self, BackendError, ConnectionId, Name, Op, RecordChange, Reply, Version},
+    protocol::names,
 };
 
+pub(super) use self::subscribers::Subscribe;
 pub use self::writers::{RecordWrite, Update};
 
 /// Records whose versions one operation reads.
@@ -46,40 +45,6 @@ const KEPT_BYTES_MAX: usize = 2 << 20;
 
 /// What such a record takes beside its value, about.
 const KEPT_BYTES_AROUND: usize = 512;
-
-/// A subscription that was asked for.
-#[derive(Debug)]
-pub(super) struct Subscribe<C, T> {
-    pub(super) id: ConnectionId,
-    pub(super) handle: C,
-    pub(super) mode: RecordMode,
-    pub(super) token: T,
-}
-
-/// What a connection asks of a record while its value is not known.
-#[derive(Debug)]
-enum Waiting<C, T> {
-    /// A subscriber that was too slow wants to know how the record is.
-    Refresh {
-        id: ConnectionId,
-        handle: C,
-    },
-    Subscribe(Subscribe<C, T>),
-    Unsubscribe {
-        id: ConnectionId,
-        token: T,
-    },
-}
-
-impl<C, T> Waiting<C, T> {
-    fn id(&self) -> &ConnectionId {
-        match self {
-            Self::Refresh { id, .. }
-            | Self::Subscribe(Subscribe { id, .. })
-            | Self::Unsubscribe { id, .. } => id,
-        }
-    }
-}
 
 #[derive(Debug)]
 struct Record<C, T> {
@@ -142,14 +107,6 @@ fn lost() -> BackendError {
     BackendError::Unavailable("it was lost".to_owned())
 }
 
-fn refreshed<C, T>(name: &Name, to: C, frame: Option<TextFrame>, actions: &mut Actions<C, T>) {
-    actions.push(Action::RecordRefreshed {
-        to,
-        record: name.clone(),
-        frame,
-    });
-}
-
 /// The records of one shard.
 #[derive(Debug)]
 pub(super) struct Records<C, T> {
@@ -193,84 +150,6 @@ impl<C: Clone, T> Records<C, T> {
             resyncs: 0,
             is_lost: false,
             returns: 0,
-        }
-    }
-
-    pub(super) fn subscribe(
-        &mut self,
-        name: &Name,
-        subscribe: Subscribe<C, T>,
-        now: Instant,
-        actions: &mut Actions<C, T>,
-    ) {
-        let names = self.of.entry(subscribe.id.clone()).or_default();
-        names.insert(name.clone());
-        let record = self.entry(name);
-        record.waiting.push_back(Waiting::Subscribe(subscribe));
-        if record.follower.serves() {
-            self.serve(name, actions);
-        } else if self.is_lost {
-            self.refuse(name, &lost(), actions);
-        }
-        self.settle(name, now, actions);
-    }
-
-    pub(super) fn unsubscribe(
-        &mut self,
-        name: &Name,
-        id: &ConnectionId,
-        token: T,
-        now: Instant,
-        actions: &mut Actions<C, T>,
-    ) {
-        let asked = |it: &Waiting<C, T>| !matches!(it, Waiting::Refresh { .. }) && it.id() == id;
-        match self.records.get_mut(name) {
-            // Behind what the connection asked for before.
-            Some(record) if record.waiting.iter().any(asked) => {
-                let id = id.clone();
-                record.waiting.push_back(Waiting::Unsubscribe { id, token });
-            }
-            _ => {
-                let was = self.remove(name, id, actions);
-                actions.complete(token, Ok(Outcome::Unsubscribed(was)));
-                // Nor does it want to know how the record is.
-                self.abandon(name, id, actions);
-                self.settle(name, now, actions);
-            }
-        }
-    }
-
-    /// The connection is gone: out of every record at once.
-    pub(super) fn handle_gone(
-        &mut self,
-        id: &ConnectionId,
-        now: Instant,
-        actions: &mut Actions<C, T>,
-    ) {
-        for name in self.of.get(id).cloned().unwrap_or_default() {
-            self.abandon(&name, id, actions);
-            self.remove(&name, id, actions);
-            self.settle(&name, now, actions);
-        }
-    }
-
-    /// A subscriber whose queue was too full for what it should have been told: it is told how the record is now.
-    pub(super) fn refresh(
-        &mut self,
-        name: &Name,
-        id: &ConnectionId,
-        handle: C,
-        now: Instant,
-        actions: &mut Actions<C, T>,
-    ) {
-        match self.records.get_mut(name) {
-            Some(record) if record.subscriber(id).is_some() => {
-                let id = id.clone();
-                record.waiting.push_back(Waiting::Refresh { id, handle });
-                self.serve(name, actions);
-                self.settle(name, now, actions);
-            }
-            _ => refreshed(name, handle, None, actions),
         }
     }
 
@@ -489,20 +368,8 @@ impl<C: Clone, T> Records<C, T> {
         }
     }
 
-    pub(super) fn is_subscribed(&self, name: &str, id: &ConnectionId) -> bool {
-        let record = self.records.get(name);
-        record.is_some_and(|record| record.subscriber(id).is_some())
-    }
-
     pub(super) fn resyncs(&self) -> u64 {
         self.resyncs
-    }
-
-    /// The records that a local connection is subscribed to, by name.
-    pub(super) fn records_of(&self, id: &ConnectionId) -> Vec<Name> {
-        let names = self.of.get(id).into_iter().flatten();
-        let subscribed = names.filter(|name| self.is_subscribed(name, id));
-        subscribed.cloned().collect()
     }
 
     fn entry(&mut self, name: &Name) -> &mut Record<C, T> {
@@ -539,230 +406,6 @@ impl<C: Clone, T> Records<C, T> {
             }
         }
         self.tell(name, told, actions);
-    }
-
-    /// Encodes each version once for each mode, and hands it to all.
-    fn tell(&self, name: &Name, told: Vec<Told>, actions: &mut Actions<C, T>) {
-        let Some(record) = self.records.get(name).filter(|it| it.has_subscribers()) else {
-            return;
-        };
-        let mut deliver = |to: &Members<C>, frame: TextFrame| {
-            if !to.is_empty() {
-                actions.push(Action::DeliverRecord {
-                    record: name.clone(),
-                    to: to.clone(),
-                    frame,
-                });
-            }
-        };
-        for told in told {
-            let (version, change) = match told {
-                Told::Jump {
-                    record: stored,
-                    back,
-                } => {
-                    let frame = self.state(name, &stored, back);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                    continue;
-                }
-                Told::Next { version, change } => (version, change),
-            };
-            match change.kind {
-                RecordChangeKind::Deleted => {
-                    let frame = self.deletion(name, version);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                }
-                RecordChangeKind::Full(json) => {
-                    let frame = self.update(name, ("full", &json), version);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                }
-                RecordChangeKind::Patch(patch) => {
-                    if !record.patch.is_empty() {
-                        deliver(&record.patch, self.update(name, ("patch", &patch), version));
-                    }
-                    if let Some(value) = change.value
-                        && !record.full.is_empty()
-                    {
-                        deliver(&record.full, self.update(name, ("full", &value), version));
-                    }
-                }
-            }
-        }
-    }
-
-    fn update(&self, name: &Name, json: (&str, &str), version: u64) -> TextFrame {
-        encode::record_update(&self.updated, name, json, version)
-    }
-
-    fn deletion(&self, name: &Name, version: u64) -> TextFrame {
-        encode::record_deleted(&self.deleted, name, version)
-    }
-
-    /// How a record is. A step back is told as a whole value even where there is none, so that no subscriber takes it for an old deletion.
-    fn state(&self, name: &Name, record: &Stored, back: bool) -> TextFrame {
-        let version = record.version.number;
-        match &record.value {
-            Some(value) => self.update(name, ("full", value), version),
-            None if back || version == 0 => self.update(name, ("full", "null"), version),
-            None => self.deletion(name, version),
-        }
-    }
-
-    /// Answers those who wait, now that there is something to begin with.
-    fn serve(&mut self, name: &Name, actions: &mut Actions<C, T>) {
-        let bytes_max = self.value_bytes_max.saturating_mul(2);
-        let Some(record) = self.records.get_mut(name) else {
-            return;
-        };
-        if record.waiting.is_empty() {
-            return;
-        }
-        let Some(stored) = record.follower.record(bytes_max) else {
-            return;
-        };
-        let mut frame = None;
-        for waiting in std::mem::take(&mut record.waiting) {
-            match waiting {
-                Waiting::Subscribe(subscribe) => {
-                    self.add(name, subscribe, stored.clone(), actions);
-                }
-                Waiting::Refresh { id, handle } => {
-                    let told = self.is_subscribed(name, &id).then(|| {
-                        let make = || self.state(name, &stored, self.went_back(name));
-                        frame.get_or_insert_with(make).clone()
-                    });
-                    refreshed(name, handle, told, actions);
-                }
-                Waiting::Unsubscribe { id, token } => {
-                    let was = self.remove(name, &id, actions);
-                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
-                }
-            }
-        }
-    }
-
-    /// May a subscriber hold a later version than the store does?
-    fn went_back(&self, name: &Name) -> bool {
-        let record = self.records.get(name);
-        record.is_some_and(|record| record.follower.went_back())
-    }
-
-    fn add(
-        &mut self,
-        name: &Name,
-        subscribe: Subscribe<C, T>,
-        stored: Stored,
-        actions: &mut Actions<C, T>,
-    ) {
-        let Subscribe {
-            id,
-            handle,
-            mode,
-            token,
-        } = subscribe;
-        actions.complete(token, Ok(Outcome::RecordSubscribed(stored)));
-        self.of.entry(id.clone()).or_default().insert(name.clone());
-        let record = self.entry(name);
-        let (members, others) = match mode {
-            RecordMode::Full => (&mut record.full, &mut record.patch),
-            RecordMode::Patch => (&mut record.patch, &mut record.full),
-        };
-        let was = others.remove(&id);
-        let new = members.insert(id, handle.clone());
-        if was || !new {
-            actions.push(Action::Release(handle));
-        }
-    }
-
-    fn remove(&mut self, name: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) -> bool {
-        let Some(record) = self.records.get_mut(name) else {
-            return false;
-        };
-        let Some(handle) = record.subscriber(id).cloned() else {
-            return false;
-        };
-        record.full.remove(id);
-        record.patch.remove(id);
-        actions.push(Action::Release(handle));
-        self.untie(name, id);
-        true
-    }
-
-    /// Forgets that a connection has to do with a record, if it has not.
-    fn untie(&mut self, name: &Name, id: &ConnectionId) {
-        if let Some(record) = self.records.get(name)
-            && (record.subscriber(id).is_some() || record.waiting.iter().any(|it| it.id() == id))
-        {
-            return;
-        }
-        if let Some(names) = self.of.get_mut(id) {
-            names.remove(name);
-            if names.is_empty() {
-                take(&mut self.of, id);
-            }
-        }
-    }
-
-    /// Answers those who wait with an error.
-    fn refuse(&mut self, name: &Name, error: &BackendError, actions: &mut Actions<C, T>) {
-        let Some(record) = self.records.get_mut(name) else {
-            return;
-        };
-        let mut refreshes = VecDeque::new();
-        for waiting in std::mem::take(&mut record.waiting) {
-            match waiting {
-                Waiting::Refresh { id, handle } => refreshes.push_back((id, handle)),
-                Waiting::Subscribe(Subscribe {
-                    id, handle, token, ..
-                }) => {
-                    actions.complete(token, Err(error.clone().into()));
-                    actions.push(Action::Release(handle));
-                    self.untie(name, &id);
-                }
-                Waiting::Unsubscribe { id, token } => {
-                    let was = self.remove(name, &id, actions);
-                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
-                }
-            }
-        }
-        // Whoever is still subscribed is told once the record is known.
-        for (id, handle) in refreshes {
-            match self.records.get_mut(name) {
-                Some(record) if record.subscriber(&id).is_some() => {
-                    record.waiting.push_back(Waiting::Refresh { id, handle });
-                }
-                _ => refreshed(name, handle, None, actions),
-            }
-        }
-    }
-
-    /// Answers what a connection that is gone waits for.
-    fn abandon(&mut self, name: &Name, id: &ConnectionId, actions: &mut Actions<C, T>) {
-        let Some(record) = self.records.get_mut(name) else {
-            return;
-        };
-        let mut was = record.subscriber(id).is_some();
-        let (gone, others) = std::mem::take(&mut record.waiting)
-            .into_iter()
-            .partition::<VecDeque<_>, _>(|waiting| waiting.id() == id);
-        record.waiting = others;
-        for waiting in gone {
-            match waiting {
-                Waiting::Refresh { handle, .. } => refreshed(name, handle, None, actions),
-                Waiting::Subscribe(Subscribe { handle, token, .. }) => {
-                    actions.complete(token, Err(InstanceError::Gone));
-                    actions.push(Action::Release(handle));
-                }
-                Waiting::Unsubscribe { token, .. } => {
-                    actions.complete(token, Ok(Outcome::Unsubscribed(was)));
-                    was = false;
-                }
-            }
-        }
-        self.untie(name, id);
     }
 
     /// Tries once more in a while, or when the store is back.
