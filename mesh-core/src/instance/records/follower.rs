@@ -115,9 +115,9 @@ impl Follower {
         (self.state == State::Live).then_some(version)
     }
 
-    /// Is there something to begin a subscription with?
+    /// Is there something to begin a subscription with? Not while it is known to be old: who comes from another instance may have seen more.
     pub(super) fn serves(&self) -> bool {
-        self.snapshot.is_some() && matches!(self.state, State::Live | State::Gap { .. })
+        self.live().is_some()
     }
 
     /// What was told last. Where its value is lost, it is to be fetched.

@@ -406,6 +406,7 @@ impl<C: Clone, T> Records<C, T> {
             }
         }
         self.tell(name, told, actions);
+        self.serve(name, actions);
     }
 
     /// Tries once more in a while, or when the store is back.

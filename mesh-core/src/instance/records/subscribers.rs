@@ -59,10 +59,11 @@ impl<C: Clone, T> Records<C, T> {
         names.insert(name.clone());
         let record = self.entry(name);
         record.waiting.push_back(Waiting::Subscribe(subscribe));
-        if record.follower.serves() {
-            self.serve(name, actions);
-        } else if self.is_lost {
+        if self.is_lost {
+            // Others may have made versions that nobody hears of here.
             self.refuse(name, &lost(), actions);
+        } else {
+            self.serve(name, actions);
         }
         self.settle(name, now, actions);
     }
@@ -208,13 +209,13 @@ impl<C: Clone, T> Records<C, T> {
         }
     }
 
-    /// Answers those who wait, now that there is something to begin with.
+    /// Answers those who wait, if there is something to begin with.
     pub(super) fn serve(&mut self, name: &Name, actions: &mut Actions<C, T>) {
         let bytes_max = self.value_bytes_max.saturating_mul(2);
         let Some(record) = self.records.get_mut(name) else {
             return;
         };
-        if record.waiting.is_empty() {
+        if record.waiting.is_empty() || !record.follower.serves() {
             return;
         }
         let Some(stored) = record.follower.record(bytes_max) else {

@@ -68,6 +68,7 @@ fn wild() -> BoxedStrategy<Step> {
         2 => node.clone().prop_map(Step::Lose),
         5 => (node.clone(), any::<u8>()).prop_map(|(n, value)| Step::Miss(n, value)),
         2 => Just(Step::Quiet),
+        1 => node.clone().prop_map(Step::Fork),
         3 => (node, 0..8u8).prop_map(|(n, loss)| Step::Restore(n, loss)),
         3 => prop_oneof![0..500u16, 0..12_000u16].prop_map(Step::Wait),
     ]
@@ -81,6 +82,7 @@ fn then(n: usize) -> impl Strategy<Value = Vec<Step>> {
         vec![Step::Answer(n, 0, Fate::Lost)],
         vec![Step::Answer(n, 0, Fate::Refused)],
         vec![Step::Delete(n, 0)],
+        vec![Step::Fork(n), Step::Miss(n, 1)],
         vec![Step::Gone(n, 0)],
         vec![Step::Late(n)],
         vec![Step::Lose(n), Step::Restore(n, 0)],
@@ -232,6 +234,7 @@ proptest! {
             world.take(Step::Answer(at % 2, at / 2, Fate::Ok));
         }
         prop_assert!(!world.disturbed);
+        prop_assert_eq!(world.resyncs(), 0);
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(super) enum Step {
     DuplicateNotice(usize, usize),
     /// The backend does it, and tells later.
     Execute(usize, usize),
+    /// The store loses the last version, and another instance makes another one of that number before this one is back.
+    Fork(usize),
     Gone(usize, usize),
     /// A notice that was missed comes late.
     Late(usize),
@@ -302,6 +304,7 @@ impl World {
                     self.execute(at, index);
                 }
             }
+            Step::Fork(at) => self.fork(at),
             Step::Gone(at, place) => self.gone(at, place),
             Step::Late(at) => {
                 if let Some(notice) = self.missed.clone() {
@@ -646,6 +649,27 @@ impl World {
         self.last += 1;
         node.instance.handle_restored(gap, self.last, self.now);
         self.settle();
+    }
+
+    fn fork(&mut self, at: usize) {
+        self.deliver_all();
+        self.lose(0);
+        self.lose(1);
+        self.deliver_all();
+        self.rolled_back = true;
+        for (record, versions) in &mut self.history {
+            let kept = versions.len().saturating_sub(1);
+            self.store.roll_back(record, &versions[..kept]);
+        }
+        let other = 1 - at;
+        self.restore(other, 0);
+        let json = format!(r#"{{"fork":{}}}"#, self.last).into();
+        self.write(other, &name(0), Wish::Replace(json), "replace");
+        self.settle();
+        while !self.nodes[other].asked.is_empty() {
+            self.answer(other, 0, Fate::Ok);
+        }
+        self.restore(at, 0);
     }
 
     fn notice(&mut self, at: usize, notice: Notice) {
@@ -1032,6 +1056,11 @@ impl World {
             none || history.into_iter().any(known),
             "no {number} {value:?}"
         );
+    }
+
+    pub(super) fn resyncs(&self) -> u64 {
+        let of = |node: &Node| node.instance.record_resyncs();
+        self.nodes.iter().map(of).sum()
     }
 
     /// No more faults: everybody comes to have what the store has.
