@@ -284,13 +284,15 @@ impl<T> Desired<T> {
         match op.kind {
             OpKind::Restore(wants) => match grant(target, payload) {
                 Ok(grant) => {
-                    if entry.restored(grant, wants, out) {
+                    if entry.restored(grant, wants, retry_at, out) {
                         self.retry(target, retry_at);
                     }
                 }
                 Err(refusal) if shapes::is_transient(&refusal) => {
                     self.retry(target, retry_at);
                     self.unanswered.remove(target);
+                    // Whoever asks anew is told what they would be told if nobody else held it.
+                    self.refuse_waiting(target, &refusal, out);
                 }
                 Err(refusal) => match &mut entry.kept {
                     Kept::Channel(subscribers) => {
@@ -336,7 +338,7 @@ impl<T> Desired<T> {
                         }
                         (Kept::Record(record), Wants::Record(mode)) => {
                             // The others first: they and the new one go on from the same state.
-                            let wait = record.granted(grant.record, mode, out);
+                            let wait = record.granted(grant.record, mode, retry_at, out);
                             if let Some(token) = token {
                                 let state = record.insert(subscription, mode);
                                 complete(out, Some(token), state.subscribed());
@@ -697,6 +699,19 @@ impl<T> Desired<T> {
             self.retries.remove(&(before, target.clone()));
         }
         self.retries.insert((at, target.clone()));
+    }
+
+    /// Ends the subscribes that wait for `target` with what the server said to another.
+    fn refuse_waiting(&mut self, target: &Target, refusal: &Refusal, out: &mut Out<T>) {
+        let waiting = std::mem::take(&mut self.entry(target).waiting);
+        let (refused, others): (VecDeque<_>, _) = waiting
+            .into_iter()
+            .partition(|op| matches!(op.kind, OpKind::Subscribe { .. }));
+        self.entry(target).waiting = others;
+        for op in refused {
+            self.forget(&op);
+            self.drop_op(op.kind, &Outcome::Refused(refusal.clone()), out);
+        }
     }
 
     /// The server does not grant these subscriptions again.

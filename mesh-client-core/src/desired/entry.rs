@@ -150,7 +150,13 @@ impl<T> Entry<T> {
     }
 
     /// What was granted before the reconnect is in force again, or a gap is over. Returns whether to ask again after a while.
-    pub(super) fn restored(&mut self, grant: Grant, wants: Wants, out: &mut Out<T>) -> bool {
+    pub(super) fn restored(
+        &mut self,
+        grant: Grant,
+        wants: Wants,
+        retry_at: Instant,
+        out: &mut Out<T>,
+    ) -> bool {
         self.present = true;
         match (&mut self.kept, wants) {
             (Kept::Channel(subscribers), _) => {
@@ -173,7 +179,7 @@ impl<T> Entry<T> {
                 false
             }
             (Kept::Record(record), Wants::Record(mode)) => {
-                let wait = record.granted(grant.record, mode, out);
+                let wait = record.granted(grant.record, mode, retry_at, out);
                 record.forget();
                 wait
             }

@@ -1,6 +1,10 @@
 //! What is held of a record, and what each word of the server makes of it (`protocol.md`, section 6).
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use mesh_core::{
     protocol::builtin::RecordMode,
@@ -13,12 +17,26 @@ use crate::{
     shapes::RecordState,
 };
 
+/// How long a server may say that a record is older than another one said, before the store counts as one that lost versions: an instance
+/// compares the records it serves with the store every ten seconds (`protocol.md`, section 6.5).
+const LAG_MAX: Duration = Duration::from_secs(11);
+
 /// What the server says of a record, unasked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Word<'a> {
     Deleted { version: u64 },
     Full { version: u64, value: &'a str },
     Patch { version: u64, patch: &'a str },
+}
+
+impl Word<'_> {
+    fn version(self) -> u64 {
+        match self {
+            Self::Deleted { version }
+            | Self::Full { version, .. }
+            | Self::Patch { version, .. } => version,
+        }
+    }
 }
 
 /// What became of it.
@@ -40,6 +58,14 @@ pub(super) struct Record {
     stale: bool,               // a gap was found, and only a whole value helps
     heard: u64,                // the newest version heard of since the request under way was sent
     in_vain: bool,             // a gap was found, and no event was of use since
+    lag: Option<Lag>,
+}
+
+/// A server that is behind what an earlier connection told. It catches up, or the store has lost something.
+#[derive(Clone, Copy, Debug)]
+struct Lag {
+    since: Instant,
+    position: u64, // what it told last
 }
 
 impl Record {
@@ -79,7 +105,9 @@ impl Record {
 
     pub(super) fn remove(&mut self, subscription: SubscriptionId) -> bool {
         let removed = self.subscribers.remove(&subscription).is_some();
-        self.forget();
+        if removed {
+            self.forget();
+        }
         removed
     }
 
@@ -89,16 +117,22 @@ impl Record {
         subscribers.into_keys().collect()
     }
 
-    /// Lets go of what nobody is subscribed to: from here on nothing keeps it up to date.
+    /// Lets go of what nobody is subscribed to: from here on nothing keeps it up to date. Whoever waits must not be granted less than was
+    /// heard of.
     pub(super) fn forget(&mut self) {
         if self.is_empty() {
-            *self = Self::default();
+            let heard = self.heard;
+            *self = Self {
+                heard,
+                ..Self::default()
+            };
         }
     }
 
     /// The connection is over. What is held stays: the next one goes on from there.
     pub(super) fn lost(&mut self) {
         (self.stale, self.heard, self.in_vain) = (false, 0, false);
+        self.lag = None;
     }
 
     /// The subscription on the wire was replaced behind the back of those who hold something: they cannot know what follows.
@@ -111,22 +145,33 @@ impl Record {
         self.heard = 0;
     }
 
-    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while.
+    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while;
+    /// `retry_at` is when.
     pub(super) fn granted<T>(
         &mut self,
         state: RecordState,
         mode: RecordMode,
+        retry_at: Instant,
         out: &mut Out<T>,
     ) -> bool {
         (self.mode, self.stale) = (mode, false);
         // Our server never replies with less than it said before; the original library's does where an update comes between.
         let is_old = state.version < self.heard;
+        let lag = self.lag.take();
         match &self.held {
             None => self.held = Some(state),
             Some(held) if state.version > held.version => {
                 self.tell(RecordChange::Updated, state, None, out);
             }
             Some(held) if is_old || equal(held, &state) => {}
+            // Another instance may be behind the one that told of this.
+            Some(held) if state.version < held.version && lags(lag, &state, retry_at) => {
+                let since = lag.map_or(retry_at, |lag| lag.since);
+                let position = state.version;
+                self.lag = Some(Lag { since, position });
+                self.stale = true;
+                return true;
+            }
             Some(_) => self.tell(RecordChange::Reset, state, None, out),
         }
         is_old && self.gap()
@@ -144,6 +189,27 @@ impl Record {
     fn hear<T>(&mut self, word: Word<'_>, bytes_max: usize, out: &mut Out<T>) -> Option<bool> {
         self.overhear(word);
         let held = self.held.as_ref()?;
+        if let Some(lag) = &mut self.lag
+            && lag.position < word.version()
+            && word.version() <= held.version
+        {
+            // It catches up. Only a whole value tells that it is level, and no other history; after a patch it is asked.
+            lag.position = word.version();
+            let state = match word {
+                Word::Full { version, value } => RecordState::new(version, value),
+                Word::Deleted { version } => RecordState {
+                    version,
+                    value: None,
+                },
+                Word::Patch { .. } => return None,
+            };
+            if equal(held, &state) {
+                (self.lag, self.stale) = (None, false);
+            } else if state.version == held.version {
+                self.whole(RecordChange::Reset, state, out);
+            }
+            return None;
+        }
         match word {
             Word::Deleted { version } if version > held.version => {
                 let state = RecordState {
@@ -180,6 +246,7 @@ impl Record {
     /// A whole state, with which every gap ends.
     fn whole<T>(&mut self, change: RecordChange, state: RecordState, out: &mut Out<T>) {
         (self.stale, self.in_vain) = (false, false);
+        self.lag = None;
         self.tell(change, state, None, out);
     }
 
@@ -214,6 +281,16 @@ impl Record {
         );
         self.held = Some(state);
     }
+}
+
+/// May a server that says this still catch up? One that knows nothing of the record at all is asked once more.
+fn lags(lag: Option<Lag>, state: &RecordState, now: Instant) -> bool {
+    let allowed = if state.version == 0 {
+        Duration::ZERO
+    } else {
+        LAG_MAX
+    };
+    lag.is_none_or(|lag| now.saturating_duration_since(lag.since) < allowed)
 }
 
 /// Whether two states are one. The texts may differ: a patch writes a value as it likes.

@@ -90,6 +90,25 @@ impl Bench {
         self.event("deleted", "", version);
     }
 
+    /// Answers the subscribe that was sent, and all that follow each second, for as long as a server may be behind. Returns what the
+    /// subscription is told in the end.
+    fn is_behind_for_long(&mut self, subscription: SubscriptionId, payload: &str) -> Told {
+        for _ in 0..20 {
+            self.grant(payload);
+            let mut actions = self.actions();
+            actions.retain(
+                |it| matches!(it, Action::Record { subscription: id, .. } if *id == subscription),
+            );
+            if let Some(action) = actions.pop() {
+                self.client.actions.push_back(action);
+                return self.told(subscription).remove(0);
+            }
+            self.wait(SECOND);
+            assert_eq!(self.asked().len(), 1);
+        }
+        panic!("for ever");
+    }
+
     /// What the subscription is told, and that nothing else happens.
     fn told(&mut self, subscription: SubscriptionId) -> Vec<Told> {
         let told = |action| match action {
@@ -327,8 +346,8 @@ fn after_a_reconnect_nobody_sees_a_version_twice() {
         (state(r#"{"a":2}"#, 3), Some(told(Reset, 3, r#"{"a":2}"#))),
         (state(r#"{"a":2}"#, 5), Some(told(Updated, 5, r#"{"a":2}"#))),
         (state("null", 4), Some(told(Updated, 4, None))), // deleted, or a stored null
-        (state(r#"{"a":1}"#, 2), Some(told(Reset, 2, r#"{"a":1}"#))),
-        (state("null", 0), Some(told(Reset, 0, None))),
+        (state(r#"{"a":1}"#, 2), None),                   // behind, for all that is known
+        (state("null", 0), None),
     ] {
         let (mut bench, _) = Bench::holding(Full);
         bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
@@ -530,23 +549,96 @@ fn a_reply_that_is_older_than_an_event_before_it_is_no_step_back() {
     assert_eq!(actions[0], Action::Complete { token: 2, outcome });
     assert!(matches!(actions[1], Action::Send { .. }), "{actions:?}");
     assert_eq!(actions.len(), 2);
-    // Asked again, and nothing came between: now it counts.
-    bench.grant(&state("4", 4));
-    let event = RecordEvent {
-        change: Reset,
-        version: 4,
-        value: Some("4".into()),
-        patch: None,
+    // Asked again, and nothing came between: in the end it counts.
+    let event = bench.is_behind_for_long(first, &state("4", 4));
+    assert_eq!(event, told(Reset, 4, "4"));
+}
+
+#[test]
+fn a_server_that_is_behind_the_last_one_catches_up() {
+    let moved = |mode| {
+        let (mut bench, id) = Bench::holding(mode);
+        bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+        bench.reopen(2);
+        bench.asked();
+        bench.grant(&state(r#"{"a":0}"#, 1));
+        assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
+        (bench, id)
     };
-    let actions = bench.actions();
-    assert_eq!(
-        actions[0],
-        Action::Record {
-            subscription: first,
-            event
-        }
+    // What was told before is not told again, and what follows it is.
+    let (mut bench, id) = moved(Patch);
+    bench.patch(2, &set("a", 7));
+    bench.patch(3, &set("a", 1));
+    assert_eq!(bench.actions(), []);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("patch")], "is that the same?");
+    bench.grant(&state(r#"{"a":1}"#, 3));
+    assert_eq!(bench.actions(), []);
+    bench.patch(4, &set("a", 4));
+    let patch = set("a", 4);
+    assert_eq!(bench.told(id), [patched(4, r#"{"a":4}"#, &patch)]);
+    bench.wait(20 * SECOND);
+    assert_eq!(bench.asked(), Vec::<String>::new(), "it is level");
+
+    let (mut bench, id) = moved(Full);
+    bench.full(2, r#"{"a":7}"#);
+    bench.full(3, r#"{"a": 1}"#);
+    assert_eq!(bench.actions(), []);
+    bench.full(4, "4");
+    assert_eq!(bench.told(id), [told(Updated, 4, "4")]);
+    // It skips what is known already.
+    let (mut bench, id) = moved(Full);
+    bench.full(9, "9");
+    assert_eq!(bench.told(id), [told(Updated, 9, "9")]);
+    // That is another third version.
+    let (mut bench, id) = moved(Full);
+    bench.full(3, "3");
+    assert_eq!(bench.told(id), [told(Reset, 3, "3")]);
+    // A step back of its own is the store's.
+    let (mut bench, id) = moved(Full);
+    bench.full(1, "1");
+    assert_eq!(bench.told(id), [told(Reset, 1, "1")]);
+}
+
+#[test]
+fn a_server_that_stays_behind_has_lost_something() {
+    let (mut bench, id) = Bench::holding(Full);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.asked();
+    let old = state(r#"{"a":0}"#, 1);
+    bench.grant(&old);
+    assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    let event = bench.is_behind_for_long(id, &old);
+    assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
+
+    // One that never heard of the record is asked once more.
+    let (mut bench, id) = Bench::holding(Full);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.asked();
+    bench.grant(&state("null", 0));
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    bench.grant(&state("null", 0));
+    assert_eq!(bench.told(id), [told(Reset, 0, None)]);
+}
+
+#[test]
+fn who_asks_anew_is_told_that_the_server_cannot() {
+    let (mut bench, _) = Bench::holding(Full);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.asked();
+    bench.record(2, Full);
+    bench.grant(BUSY);
+    let outcomes = bench.outcomes();
+    assert!(
+        matches!(&outcomes[..], [(2, Outcome::Refused(Refusal::Error(error)))] if error.code() == "EUNAVAILABLE"),
+        "{outcomes:?}"
     );
-    assert_eq!(actions.len(), 2);
 }
 
 #[test]

@@ -83,6 +83,12 @@ fn then(n: usize) -> impl Strategy<Value = Vec<Step>> {
         vec![Step::Answer(n, 0, Fate::Refused)],
         vec![Step::Delete(n, 0)],
         vec![Step::Fork(n), Step::Miss(n, 1)],
+        vec![
+            Step::Fork(n),
+            Step::Write(1 - n, 0, Kind::Merge, 9),
+            Step::Answer(1 - n, 0, Fate::Ok),
+            Step::Notice(n),
+        ],
         vec![Step::Gone(n, 0)],
         vec![Step::Late(n)],
         vec![Step::Lose(n), Step::Restore(n, 0)],

@@ -663,7 +663,11 @@ impl World {
         }
         let other = 1 - at;
         self.restore(other, 0);
-        let json = format!(r#"{{"fork":{}}}"#, self.last).into();
+        let json = format!(
+            r#"{{"fork":{},"b":"some text that is long enough for a patch"}}"#,
+            self.last
+        )
+        .into();
         self.write(other, &name(0), Wish::Replace(json), "replace");
         self.settle();
         while !self.nodes[other].asked.is_empty() {
