@@ -290,11 +290,17 @@ fn full(demo: &Demo) -> RawClient {
 }
 
 #[test]
-fn one_connection_holds_4096_channels_and_rooms_together() {
+fn one_connection_holds_4096_channels_records_and_rooms_together() {
     let demo = Demo::shared();
     let mut client = full(&demo);
     let channel = json!({ "channel": "chat:one-too-many" });
     let room = json!({ "roomName": "room:one-too-many" });
+    let record = json!({ "recordId": "doc:one-too-many" });
+    assert_error(
+        &client.command("mesh/subscribe-record", record.clone()),
+        "EOVERLOAD",
+        "OverloadError",
+    );
     assert_error(
         &client.command("mesh/subscribe-channel", channel.clone()),
         "EOVERLOAD",
@@ -313,6 +319,16 @@ fn one_connection_holds_4096_channels_and_rooms_together() {
         ),
         true
     );
+    assert_eq!(
+        client.command("mesh/subscribe-record", record.clone())["success"],
+        true
+    );
+    assert_error(
+        &client.command("mesh/join-room", room.clone()),
+        "EOVERLOAD",
+        "OverloadError",
+    );
+    assert_eq!(client.command("mesh/unsubscribe-record", record), true);
     assert_eq!(client.command("mesh/join-room", room)["success"], true);
     assert_error(
         &client.command("mesh/subscribe-channel", channel),

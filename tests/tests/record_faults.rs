@@ -241,11 +241,15 @@ fn contend(updates: u64, cuts: usize) -> u64 {
                 scope.spawn(move || follow(addr, at, published, watch))
             })
             .collect();
+        let before = proxies.each_ref().map(Proxy::accepted);
         for cut in 1..=cuts {
             until("publishers go on", || {
                 done.load(Ordering::Relaxed) >= all * cut / (cuts + 1)
             });
             proxies.iter().for_each(Proxy::cut);
+            // Each comes back on a new connection.
+            let back = |(proxy, before): (&Proxy, &u64)| proxy.accepted() >= before + cut as u64;
+            until("all are back", || proxies.iter().zip(&before).all(back));
         }
         for publisher in publishers {
             learned.merge(publisher.join().unwrap());
@@ -276,6 +280,10 @@ fn contend(updates: u64, cuts: usize) -> u64 {
         let stored = client.command("get-record", json!({ "recordId": record(number) }));
         versions += stored["version"].as_u64().unwrap() as usize;
     }
+    assert!(
+        learned.seen.len() > versions / 2,
+        "most are seen by somebody"
+    );
     let accepted = learned.accepted.len();
     assert_eq!(accepted + learned.unknown, all);
     assert!(

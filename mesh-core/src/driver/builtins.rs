@@ -432,8 +432,8 @@ impl ReplyTicket {
             Ok(Outcome::RecordSubscribed(record)) => {
                 let value = record.value.as_deref().unwrap_or("null");
                 let version = record.version.number;
-                let reply = format!(r#"{{"success":true,"record":{value},"version":{version}}}"#);
-                Ok(encode::reply_raw(self.wanted.id, &self.name, &reply))
+                let id = self.wanted.id;
+                Ok(encode::record_snapshot(id, &self.name, value, version))
             }
             Ok(_) => encode::reply(self.wanted.id, &self.name, &SuccessReply { success: true }),
             Err(error) => {

@@ -71,6 +71,9 @@ pub enum ServerError {
         /// The limit in bytes.
         max: usize,
     },
+    /// The function given to `try_update_record` said no; the record is as it was. On the wire it is what it said.
+    #[error("the update was refused: {0}")]
+    Refused(CommandError),
     /// A history or a list of members is more than one reply may hold. Wire code `EOVERLOAD`.
     #[error("the reply would be over the limit of {max} bytes")]
     ReplyTooLong {
@@ -148,6 +151,7 @@ impl From<ServerError> for CommandError {
             | ServerError::ReservedName { .. }
             | ServerError::Value(_)
             | ServerError::ValueTooLong { .. } => Self::invalid(message),
+            ServerError::Refused(error) => error,
             ServerError::UpdatePanicked => Self::internal(),
             ServerError::Backend(_)
             | ServerError::Encode(_)

@@ -501,7 +501,7 @@ impl MeshServer {
             .await
     }
 
-    /// Takes a room, channel or record away from a connection, wherever it lives.
+    /// Takes a room, channel or record away from a connection, wherever it lives. The client is not told.
     ///
     /// # Errors
     /// The backend failed; only for a connection of another instance.

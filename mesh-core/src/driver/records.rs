@@ -16,9 +16,9 @@ use super::{
     server::{Completion, Inner, Shard},
 };
 use crate::{
-    backend::{Json, Name, Op, Reply},
+    backend::{BackendError, Json, Name, Op, Reply},
     instance::{InstanceError, Outcome, RecordWrite, Update},
-    protocol::builtin::RecordMode,
+    protocol::{CommandError, builtin::RecordMode},
     record::normalize,
 };
 
@@ -116,6 +116,31 @@ impl MeshServer {
         record: &str,
         mut update: impl FnMut(Option<T>) -> U + Send + 'static,
     ) -> Result<u64, ServerError> {
+        self.try_update_record(record, move |old| Ok(update(old)))
+            .await
+    }
+
+    /// As [`update_record`](Self::update_record), with a function that may say no: then nothing is changed.
+    ///
+    /// ```
+    /// use mesh_core::driver::{CommandError, MeshServer, ServerError};
+    ///
+    /// async fn take_seat(server: &MeshServer) -> Result<u64, ServerError> {
+    ///     let taken = server.try_update_record("free-seats", |free: Option<u64>| match free {
+    ///         Some(free @ 1..) => Ok(free - 1),
+    ///         _ => Err(CommandError::new("Sold out").with_code("ESOLDOUT")),
+    ///     });
+    ///     taken.await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As there, and [`ServerError::Refused`] with what the function said.
+    pub async fn try_update_record<T: DeserializeOwned, U: IntoPayload>(
+        &self,
+        record: &str,
+        mut update: impl FnMut(Option<T>) -> Result<U, CommandError> + Send + 'static,
+    ) -> Result<u64, ServerError> {
         let failure = Arc::new(Mutex::new(None));
         let limits = self.limits().clone();
         let fails = Arc::clone(&failure);
@@ -123,7 +148,7 @@ impl MeshServer {
             let made = catch_unwind(AssertUnwindSafe(|| {
                 let _inside = inside::enter();
                 let old = old.map(typed).transpose()?;
-                checked(&update(old), &limits)
+                checked(&update(old).map_err(ServerError::Refused)?, &limits)
             }));
             let made = made.unwrap_or(Err(ServerError::UpdatePanicked));
             let mut failure = fails.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,7 +199,7 @@ impl MeshServer {
     pub async fn delete_record(&self, record: &str) -> Result<Option<u64>, ServerError> {
         match self.ask_record(record, RecordWrite::Delete).await? {
             Outcome::Deleted(version) => Ok(version),
-            _ => Ok(None),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -209,7 +234,7 @@ impl MeshServer {
     ) -> Result<u64, ServerError> {
         match self.ask_record(record, write).await? {
             Outcome::Written { version, .. } => Ok(version),
-            _ => Ok(0),
+            other => Err(unexpected(&other)),
         }
     }
 
@@ -262,6 +287,13 @@ impl Inner {
             shard.subscribe_record(record, id, connection, mode, done, now);
         }
     }
+}
+
+/// The machine answers each request with an outcome of its kind.
+fn unexpected(outcome: &Outcome) -> ServerError {
+    ServerError::Backend(BackendError::Usage(format!(
+        "a change of a record came to {outcome:?}"
+    )))
 }
 
 /// The JSON text of a value, if a record can have it.

@@ -106,6 +106,21 @@ pub(crate) fn record_update(
     })
 }
 
+/// The reply to a subscription to a record: `{"success":true,"record":V,"version":N}`, the value JSON text.
+#[cfg(feature = "driver")]
+pub(crate) fn record_snapshot(id: u32, command: &str, value: &str, version: u64) -> TextFrame {
+    /// More than the rest takes, unless the command has escapes.
+    const AROUND: usize = 128;
+    frame(Some(id), command, |buffer| {
+        buffer.reserve(value.len() + AROUND);
+        buffer.extend_from_slice(b"{\"success\":true,\"record\":");
+        buffer.extend_from_slice(value.as_bytes());
+        buffer.extend_from_slice(b",\"version\":");
+        buffer.extend_from_slice(version.to_string().as_bytes());
+        buffer.push(b'}');
+    })
+}
+
 /// The deletion of a record: `{"recordId":R,"version":N}`.
 pub(crate) fn record_deleted(event: &str, record: &str, version: u64) -> TextFrame {
     frame(None, event, |buffer| {

@@ -191,6 +191,11 @@ fn what_no_record_can_be_is_refused_and_changes_nothing() {
     let panics = on!(pair, one, |s| s
         .update_record("r", |_: Option<Value>| -> u8 { panic!("planted") }));
     assert_eq!(panics, Err(ServerError::UpdatePanicked));
+    let no = on!(pair, one, |s| s
+        .try_update_record("r", |_: Option<Value>| {
+            Err::<u8, _>(CommandError::new("no"))
+        }));
+    assert_eq!(no, Err(ServerError::Refused(CommandError::new("no"))));
     let shape = on!(pair, one, |s| s.update_record("r", |_: Option<u8>| 1));
     assert!(matches!(shape, Err(ServerError::Shape(_))), "{shape:?}");
     let shape = on!(pair, one, |s| s.get_record::<u8>("r"));

@@ -385,3 +385,98 @@ fn step(
     let version = version.number;
     Some(Told::Next { version, change })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn version(number: u64) -> Version {
+        Version {
+            number,
+            stamp: number,
+        }
+    }
+
+    /// One version, which follows the one before.
+    fn change(number: u64) -> (Version, Vec<Change>) {
+        let change = Change {
+            stamp: number,
+            kind: RecordChangeKind::Full(number.to_string().into()),
+            value: None,
+        };
+        (version(number - 1), vec![change])
+    }
+
+    #[test]
+    fn a_gap_lasts_no_longer_because_more_comes_ahead() {
+        let start = origin();
+        let at = |ms| Setting {
+            now: start + Duration::from_millis(ms),
+            whole: false,
+            bytes_max: 100,
+        };
+        let mut follower = Follower::new();
+        let mut told = Vec::new();
+        follower.handle_asked(1);
+        let record = Record {
+            value: None,
+            version: version(1),
+        };
+        follower.handle_fetched(1, record, at(0), &mut told);
+        let mut hear = |follower: &mut Follower, number, ms| {
+            let (base, changes) = change(number);
+            follower.handle_changes(base, changes, at(ms), &mut told);
+            std::mem::take(&mut told).len()
+        };
+        assert_eq!(hear(&mut follower, 3, 0), 0);
+        assert_eq!(hear(&mut follower, 4, 100), 0);
+        assert_eq!(follower.deadline(), Some(at(250).now));
+        // Something is still missing, but not the same.
+        assert_eq!(hear(&mut follower, 6, 150), 0);
+        assert_eq!(hear(&mut follower, 2, 200), 3);
+        assert_eq!(follower.deadline(), Some(at(450).now));
+        follower.handle_timeout(at(449).now);
+        assert!(!follower.is_behind());
+        follower.handle_timeout(at(450).now);
+        assert!(follower.is_behind());
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_and_the_newest_stays() {
+        let now = origin();
+        let setting = Setting {
+            now,
+            whole: false,
+            bytes_max: 100,
+        };
+        let (mut follower, mut told) = (Follower::new(), Vec::new());
+        follower.handle_asked(1);
+        for number in 2..200 {
+            let (base, changes) = change(number);
+            follower.handle_changes(base, changes, setting, &mut told);
+            assert!(follower.held_updates <= HELD_UPDATES_MAX);
+        }
+        let record = Record {
+            value: None,
+            version: version(100),
+        };
+        follower.handle_fetched(1, record, setting, &mut told);
+        assert!(
+            told.is_empty() && follower.deadline().is_some(),
+            "more is known to come"
+        );
+        let mut follower = Follower::new();
+        follower.handle_asked(1);
+        follower.handle_fetched(1, Record::default(), setting, &mut told);
+        for number in 3..100 {
+            let (base, changes) = change(number);
+            follower.handle_changes(base, changes, setting, &mut told);
+        }
+        assert!(follower.is_behind(), "too much to wait for what is missing");
+    }
+}

@@ -34,6 +34,7 @@ fn into() -> impl Strategy<Value = Into> {
         Into::FetchingAgain,
         Into::Gap,
         Into::Settling,
+        Into::StaleRead,
     ])
 }
 

@@ -66,6 +66,8 @@ pub(super) enum Into {
     FetchingAgain,
     Gap,
     Settling,
+    /// What it has read is old already, and asked to be stored.
+    StaleRead,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -555,6 +557,30 @@ impl World {
                 self.wait(Duration::from_millis(251));
             }
             Into::Gap => self.miss(at, 0),
+            Into::StaleRead => {
+                self.gone(at, 0);
+                self.gone(at, 1);
+                // What was kept for who writes next is let go.
+                self.wait(Duration::from_secs(25));
+                self.deliver_all();
+                let old = self
+                    .store
+                    .record(&record)
+                    .value
+                    .unwrap_or_else(|| "1".into());
+                self.write(at, &record, Wish::Replace(old.clone()), "replace");
+                self.settle();
+                for index in 0..self.nodes[at].asked.len() {
+                    self.execute(at, index);
+                }
+                let new = format!(r#"{{"newer":{}}}"#, self.last).into();
+                self.write(1 - at, &record, Wish::Replace(new), "replace");
+                self.settle();
+                while !self.nodes[1 - at].asked.is_empty() {
+                    self.answer(1 - at, 0, Fate::Ok);
+                }
+                self.write(at, &record, Wish::Replace(old), "replace");
+            }
             Into::Settling => {
                 let json = self.last.to_string().into();
                 self.write(at, &record, Wish::Replace(json), "replace");
