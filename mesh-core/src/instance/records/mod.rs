@@ -35,7 +35,7 @@ pub(super) use self::subscribers::Subscribe;
 pub use self::writers::{RecordWrite, Update};
 
 /// Records whose versions one operation reads.
-const CHECKED_PER_OP: usize = 4_096;
+const CHECKED_PER_OP: usize = 16_384;
 
 /// How long until a fetch that failed is tried again, unless the store is out of reach.
 const RETRY_TIME: Duration = Duration::from_secs(1);
@@ -531,7 +531,7 @@ impl<C: Clone, T> Records<C, T> {
     fn plan_check(&mut self, now: Instant) {
         if self.check_at.is_none() && !self.records.is_empty() {
             let share = f64::from(self.random.next_u32()) / f64::from(u32::MAX);
-            self.check_at = Some(now + self.check_interval.mul_f64(0.75 + share / 4.0));
+            self.check_at = Some(now + self.check_interval.mul_f64(0.9 + share / 10.0));
         }
     }
 
