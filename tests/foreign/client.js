@@ -102,6 +102,31 @@ const closed = new Promise((resolve) =>
   });
   assert.equal(await call('mesh/unsubscribe-channel', { channel }), true);
 
+  const recordId = 'cursor:foreign';
+  const text = 'long enough for a patch to be shorter';
+  const update = (newValue, strategy) =>
+    call('mesh/publish-record-update', { recordId, newValue, options: { strategy } });
+  const snapshot = await call('mesh/subscribe-record', { recordId, mode: 'patch' });
+  assert.deepEqual(snapshot, { success: true, record: null, version: 0 });
+  assert.deepEqual(await update({ text, x: 1 }, 'replace'), { success: true });
+  assert.deepEqual(await event(), {
+    command: 'mesh/record-update',
+    payload: { recordId, full: { text, x: 1 }, version: 1 },
+  });
+  assert.deepEqual(await update({ x: 2 }, 'merge'), { success: true });
+  assert.deepEqual(await event(), {
+    command: 'mesh/record-update',
+    payload: { recordId, patch: [{ op: 'replace', path: '/x', value: 2 }], version: 2 },
+  });
+  assert.deepEqual(await call('delete-record', { recordId }), { success: true });
+  assert.deepEqual(await event(), {
+    command: 'mesh/record-deleted',
+    payload: { recordId, version: 3 },
+  });
+  assert.equal(await call('mesh/unsubscribe-record', { recordId }), true);
+  const refused = await call('mesh/subscribe-record', { recordId: 'secret:foreign' });
+  assert.deepEqual(refused, { success: false });
+
   // More pings than the server would forgive, had the pongs not counted.
   while (pings < 6 || latency === null) await call('mesh/noop');
   assert.equal(typeof latency, 'number');

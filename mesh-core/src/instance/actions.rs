@@ -247,6 +247,11 @@ impl<C, T> Actions<C, T> {
     }
 
     #[cfg(test)]
+    pub(super) fn origin(&self, token: OpToken) -> Option<&Origin> {
+        self.in_flight.get(&token)
+    }
+
+    #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.queue.capacity()
     }

@@ -503,6 +503,18 @@ impl<C: Clone, T> Instance<C, T> {
         self.records.states(record)
     }
 
+    /// Which part of a record asked for this: its follower (`true`) or its writers.
+    #[cfg(test)]
+    fn is_of_follower(&self, token: OpToken) -> bool {
+        !matches!(self.actions.origin(token), Some(Origin::RecordWrite { .. }))
+    }
+
+    /// When the follower and the writers of a record want to hear of the time.
+    #[cfg(test)]
+    fn record_deadlines(&self, record: &Name) -> [Option<Instant>; 2] {
+        self.records.deadlines(record)
+    }
+
     /// What the subscribers of a record were told last.
     #[cfg(test)]
     fn record_version(&self, record: &Name) -> Option<Version> {

@@ -578,6 +578,14 @@ impl<C: Clone, T> Records<C, T> {
     }
 
     #[cfg(test)]
+    pub(super) fn deadlines(&self, name: &Name) -> [Option<Instant>; 2] {
+        let record = self.records.get(name);
+        record.map_or([None; 2], |it| {
+            [it.follower.deadline(), it.writers.deadline()]
+        })
+    }
+
+    #[cfg(test)]
     pub(super) fn version(&self, name: &Name) -> Option<Version> {
         self.records.get(name)?.follower.version()
     }

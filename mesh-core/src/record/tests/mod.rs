@@ -15,6 +15,9 @@ use super::{
     value::equal,
 };
 
+/// Levels over a value that has a few of its own.
+const DEEP: usize = NESTING_MAX - 40;
+
 const ANY_LENGTH: usize = usize::MAX >> 1;
 
 /// Applies a patch as the crate does it, to the whole value.
@@ -196,12 +199,16 @@ fn plain() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3_000))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
-    fn patches_fold_to_the_values(history in history()) {
+    fn patches_fold_to_the_values(
+        history in history(),
+        levels in prop_oneof![8 => Just(0), 1 => 0..=DEEP],
+    ) {
         let mut held: Option<String> = None;
         for (model, style) in history {
+            let model = model.buried(levels);
             let text = model.text(&mut Style::new(style));
             let new = normalize(&text, NESTING_MAX).unwrap();
             let base = held.as_deref().unwrap_or("{}");
@@ -219,6 +226,11 @@ proptest! {
             prop_assert_eq!(normalize(held, NESTING_MAX), Ok(Cow::Borrowed(held)));
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     #[test]
     fn equality_is_that_of_the_model(one in model(), other in model(), way in vec(any::<u16>(), 0..4), styles: [u64; 3]) {

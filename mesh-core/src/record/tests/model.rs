@@ -62,6 +62,7 @@ pub(super) fn scalar() -> impl Strategy<Value = Model> {
         2 => select(vec!["null", "true", "false"]).prop_map(Model::Literal),
         4 => select(&NUMBERS[..]).prop_map(|number| Model::Number(number.to_owned())),
         1 => any::<i64>().prop_map(|number| Model::Number(number.to_string())),
+        1 => any::<u64>().prop_map(|number| Model::Number(number.to_string())),
         1 => any::<f64>().prop_map(|number| Model::Number(format!("{number:e}"))),
         2 => key().prop_map(Model::String),
         1 => "[a-z \"\\\\é😀]{0,40}".prop_map(Model::String),
@@ -79,6 +80,17 @@ pub(super) fn model() -> impl Strategy<Value = Model> {
 }
 
 impl Model {
+    /// The same, so many levels down.
+    pub(super) fn buried(self, levels: usize) -> Self {
+        (0..levels).fold(self, |inner, level| {
+            if level % 3 == 0 {
+                Self::Array(vec![Self::Literal("null"), inner])
+            } else {
+                Self::Object(BTreeMap::from([("a/~".to_owned(), inner)]))
+            }
+        })
+    }
+
     /// Equal for equal values, and for no others.
     pub(super) fn meaning(&self) -> String {
         match self {

@@ -267,14 +267,46 @@ impl World {
 
     /// Counts that something happens to a record that is in this state.
     fn meet(&mut self, at: usize, record: &Name, event: &'static str) {
-        let (follower, writers) = self.nodes[at].instance.record_states(record);
-        *self.coverage.entry((follower, event)).or_default() += 1;
-        *self.coverage.entry((writers, event)).or_default() += 1;
+        self.meet_part(at, record, event, true);
+        self.meet_part(at, record, event, false);
+    }
+
+    /// As it is for its follower alone, or for its writers.
+    fn meet_part(&mut self, at: usize, record: &Name, event: &'static str, follower: bool) {
+        let states = self.nodes[at].instance.record_states(record);
+        let state = if follower { states.0 } else { states.1 };
+        *self.coverage.entry((state, event)).or_default() += 1;
     }
 
     fn meet_all(&mut self, at: usize, event: &'static str) {
         for record in 0..2 {
             self.meet(at, &name(record), event);
+        }
+    }
+
+    /// A connection goes that has to do with these records.
+    fn meet_gone(&mut self, at: usize, connection: u32) {
+        for record in [name(0), name(1)] {
+            let node = &self.nodes[at];
+            let waits = node.requests.values().any(|request| {
+                matches!(request, Request::Subscribe { connection: of, record: it, .. }
+                    if *of == connection && *it == record)
+            });
+            if waits || node.told.contains_key(&(connection, record.clone())) {
+                self.meet(at, &record, "gone");
+            }
+        }
+    }
+
+    /// The time has come that a part of a record waits for.
+    fn meet_timeout(&mut self, at: usize) {
+        for record in [name(0), name(1)] {
+            let deadlines = self.nodes[at].instance.record_deadlines(&record);
+            for (deadline, follower) in deadlines.into_iter().zip([true, false]) {
+                if deadline.is_some_and(|deadline| deadline <= self.now) {
+                    self.meet_part(at, &record, "timeout", follower);
+                }
+            }
         }
     }
 
@@ -413,9 +445,9 @@ impl World {
     }
 
     fn gone(&mut self, at: usize, place: usize) {
-        self.meet_all(at, "gone");
         self.last += 1;
         let connection = std::mem::replace(&mut self.nodes[at].places[place], self.last);
+        self.meet_gone(at, connection);
         self.nodes[at]
             .instance
             .handle_gone(&id(connection), self.now);
@@ -612,10 +644,7 @@ impl World {
             let due = self.nodes.iter().filter_map(next).min();
             self.now = due.map_or(end, |at| at.min(end)).max(self.now);
             for at in 0..2 {
-                let due = self.nodes[at].instance.poll_timeout();
-                if due.is_some_and(|due| due <= self.now) {
-                    self.meet_all(at, "timeout");
-                }
+                self.meet_timeout(at);
                 self.nodes[at].instance.handle_timeout(self.now);
                 self.settle();
                 let next = self.nodes[at].instance.poll_timeout();
@@ -841,7 +870,8 @@ impl World {
             _ => (None, ""),
         };
         if let Some(record) = record {
-            self.meet(at, &record, event);
+            let follower = self.nodes[at].instance.is_of_follower(token);
+            self.meet_part(at, &record, event, follower);
         }
         if result.is_err() {
             self.disturbed = true;
