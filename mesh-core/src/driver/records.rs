@@ -159,13 +159,14 @@ impl MeshServer {
         let write = RecordWrite::Update(Update::new(transform));
         match self.ask_record(record, write).await? {
             Outcome::Written { version, .. } => Ok(version),
-            _ => {
+            Outcome::Withdrawn => {
                 let failure = failure
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .take();
                 Err(failure.unwrap_or(ServerError::UpdatePanicked))
             }
+            other => Err(unexpected(&other)),
         }
     }
 

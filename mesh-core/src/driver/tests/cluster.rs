@@ -29,13 +29,6 @@ struct Pair {
     bob: Client,
 }
 
-macro_rules! on {
-    ($pair:expr, $server:ident, |$name:ident| $body:expr) => {{
-        let $name = $pair.$server.clone();
-        $pair.sim.wait(async move { $body.await })
-    }};
-}
-
 fn pair() -> Pair {
     let (sim, cluster) = (Sim::new(), MemoryCluster::new());
     let build = || {

@@ -31,13 +31,6 @@ struct Pair {
     bob: Client,
 }
 
-macro_rules! on {
-    ($pair:expr, $server:ident, |$name:ident| $body:expr) => {{
-        let $name = $pair.$server.clone();
-        $pair.sim.wait(async move { $body.await })
-    }};
-}
-
 fn pair() -> Pair {
     pair_of(|limits| limits.record_bytes_max = 200)
 }

@@ -18,7 +18,7 @@ use rand_chacha::{
 use self::{
     follower::{Change, Follower, Setting},
     subscribers::Waiting,
-    writers::{Advance, Writers},
+    writers::{Advance, Answers, Writers},
 };
 use super::{
     Options,
@@ -97,9 +97,19 @@ impl<C: Clone, T> Record<C, T> {
         Setting {
             now,
             whole: !self.full.is_empty(),
-            // White space that its first publisher wrote may stay in a value here that is stored without.
-            bytes_max: value_bytes_max.saturating_mul(2),
+            bytes_max: text_bytes_max(value_bytes_max),
         }
+    }
+}
+
+/// The longest text of a value here: white space that its first publisher wrote may stay in it, which is stored without.
+fn text_bytes_max(value_bytes_max: usize) -> usize {
+    value_bytes_max.saturating_mul(2)
+}
+
+fn complete<C, T>(answers: Answers<T>, actions: &mut Actions<C, T>) {
+    for (token, result) in answers {
+        actions.complete(token, result);
     }
 }
 
@@ -323,9 +333,7 @@ impl<C: Clone, T> Records<C, T> {
             .handle_backend(result, is_back, now, &mut answers);
         // Before whoever wrote is told: the subscribers of this instance have been handed it then.
         self.advance(name, advance, now, actions);
-        for (token, result) in answers {
-            actions.complete(token, result);
-        }
+        complete(answers, actions);
         if is_back
             && let Some(record) = self.records.get_mut(name)
             && let Some(op) = record.writers.again(name, now)
@@ -355,9 +363,7 @@ impl<C: Clone, T> Records<C, T> {
             record.retry_at = record.retry_at.filter(|at| *at > now);
             let mut answers = Vec::new();
             record.writers.handle_timeout(now, &mut answers);
-            for (token, result) in answers {
-                actions.complete(token, result);
-            }
+            complete(answers, actions);
             self.settle(&name, now, actions);
         }
         if self.check_at.is_some_and(|at| at <= now) {
@@ -482,7 +488,7 @@ impl<C: Clone, T> Records<C, T> {
         let random = &mut self.random;
         let op = writers.next(
             name,
-            || follower.record(bytes_max.saturating_mul(2)),
+            || follower.record(text_bytes_max(bytes_max)),
             bytes_max,
             || random.next_u64(),
             now,
@@ -491,9 +497,7 @@ impl<C: Clone, T> Records<C, T> {
         if writers.is_idle() && follower.serves() {
             writers.forget();
         }
-        for (token, result) in answers {
-            actions.complete(token, result);
-        }
+        complete(answers, actions);
         if let Some(op) = op {
             self.ask_write(name, op, actions);
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use super::{Records, follower::Told, lost};
+use super::{Records, follower::Told, lost, text_bytes_max};
 use crate::{
     backend::{BackendError, ConnectionId, Name, Record as Stored, RecordChangeKind},
     instance::{
@@ -154,40 +154,30 @@ impl<C: Clone, T> Records<C, T> {
             }
         };
         for told in told {
-            let (version, change) = match told {
+            // What both modes are told.
+            let frame = match told {
                 Told::Jump {
                     record: stored,
                     back,
-                } => {
-                    let frame = self.state(name, &stored, back);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                    continue;
-                }
-                Told::Next { version, change } => (version, change),
+                } => self.state(name, &stored, back),
+                Told::Next { version, change } => match change.kind {
+                    RecordChangeKind::Deleted => self.deletion(name, version),
+                    RecordChangeKind::Full(json) => self.update(name, ("full", &json), version),
+                    RecordChangeKind::Patch(patch) => {
+                        if !record.patch.is_empty() {
+                            deliver(&record.patch, self.update(name, ("patch", &patch), version));
+                        }
+                        if let Some(value) = change.value
+                            && !record.full.is_empty()
+                        {
+                            deliver(&record.full, self.update(name, ("full", &value), version));
+                        }
+                        continue;
+                    }
+                },
             };
-            match change.kind {
-                RecordChangeKind::Deleted => {
-                    let frame = self.deletion(name, version);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                }
-                RecordChangeKind::Full(json) => {
-                    let frame = self.update(name, ("full", &json), version);
-                    deliver(&record.full, frame.clone());
-                    deliver(&record.patch, frame);
-                }
-                RecordChangeKind::Patch(patch) => {
-                    if !record.patch.is_empty() {
-                        deliver(&record.patch, self.update(name, ("patch", &patch), version));
-                    }
-                    if let Some(value) = change.value
-                        && !record.full.is_empty()
-                    {
-                        deliver(&record.full, self.update(name, ("full", &value), version));
-                    }
-                }
-            }
+            deliver(&record.full, frame.clone());
+            deliver(&record.patch, frame);
         }
     }
 
@@ -211,7 +201,7 @@ impl<C: Clone, T> Records<C, T> {
 
     /// Answers those who wait, if there is something to begin with.
     pub(super) fn serve(&mut self, name: &Name, actions: &mut Actions<C, T>) {
-        let bytes_max = self.value_bytes_max.saturating_mul(2);
+        let bytes_max = text_bytes_max(self.value_bytes_max);
         let Some(record) = self.records.get_mut(name) else {
             return;
         };
@@ -221,7 +211,8 @@ impl<C: Clone, T> Records<C, T> {
         let Some(stored) = record.follower.record(bytes_max) else {
             return;
         };
-        let mut frame = None;
+        // A slow subscriber may hold a later version than the store does.
+        let (back, mut frame) = (record.follower.went_back(), None);
         for waiting in std::mem::take(&mut record.waiting) {
             match waiting {
                 Waiting::Subscribe(subscribe) => {
@@ -229,7 +220,7 @@ impl<C: Clone, T> Records<C, T> {
                 }
                 Waiting::Refresh { id, handle } => {
                     let told = self.is_subscribed(name, &id).then(|| {
-                        let make = || self.state(name, &stored, self.went_back(name));
+                        let make = || self.state(name, &stored, back);
                         frame.get_or_insert_with(make).clone()
                     });
                     refreshed(name, handle, told, actions);
@@ -240,12 +231,6 @@ impl<C: Clone, T> Records<C, T> {
                 }
             }
         }
-    }
-
-    /// May a subscriber hold a later version than the store does?
-    fn went_back(&self, name: &Name) -> bool {
-        let record = self.records.get(name);
-        record.is_some_and(|record| record.follower.went_back())
     }
 
     fn add(
