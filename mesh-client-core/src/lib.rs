@@ -2,7 +2,9 @@
 //!
 //! [`Client`] is a machine: events and instants go in, actions come out. It reconnects with backoff and jitter, gives each
 //! command exactly one outcome, queues what is asked while offline, and puts subscriptions, rooms and metadata back
-//! after a reconnect. Of a record it hands out whole values, whatever the server sends. Without features this crate has no async runtime, socket, clock, thread or source of randomness.
+//! after a reconnect. Of a record it hands out whole values, whatever the server sends. Without features this crate has no async
+//! runtime, socket, clock, thread or source of randomness. The feature `driver` adds the client that carries the actions out on
+//! any runtime, `http1` the opening handshake, by hyper, and `tls` whom a client trusts, by rustls.
 
 mod action;
 mod backoff;

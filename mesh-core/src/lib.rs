@@ -2,7 +2,8 @@
 //!
 //! Without features this crate has no async runtime, socket, clock, thread or source of randomness. Events and
 //! instants go in, actions come out. The feature `driver` adds the runtime-neutral server that carries the
-//! actions out, and the traits that an adapter implements.
+//! actions out, and the traits that an adapter implements; `http1` adds the front door that all adapters share, by hyper, and
+//! `tls` what a server shows, by rustls. Neither brings a runtime or a socket.
 //!
 //! | module | holds |
 //! | --- | --- |

@@ -1,31 +1,26 @@
 //! What tokio adds to the types that are the same on every runtime.
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     net::SocketAddr,
     sync::{Arc, mpsc},
 };
 
-use ::http::{Request, Response};
 use bytes::Bytes;
-use mesh_client_core::driver::{ClientBuilder, ConnectError, MeshClient};
-use mesh_core::driver::{MeshServer, MeshServerBuilder, Runtime, inside};
+use http::{Request, Response};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use mesh_client_core::driver::{ClientBuilder, ConnectError, MeshClient, Result};
+#[cfg(feature = "tls")]
+use mesh_core::driver::tls::ServerTls;
+use mesh_core::driver::{ConnectInfo, MeshServer, MeshServerBuilder, Runtime, Socket, inside};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, ToSocketAddrs},
+    net::{TcpListener, TcpStream, ToSocketAddrs},
     runtime::Handle,
 };
 
-#[cfg(feature = "tls")]
-use crate::tls::ServerTls;
-use crate::{
-    client::TokioConnector,
-    error::Result,
-    listen::{self, Security},
-    runtime::TokioRuntime,
-    thread::ThreadRuntime,
-    upgraded::{self, ConnectInfo},
-};
+use crate::{client::TokioConnector, runtime::TokioRuntime, stream::Io, thread::ThreadRuntime};
 
 /// Builds a server on tokio.
 pub trait MeshServerBuilderExt {
@@ -136,7 +131,11 @@ impl MeshServerExt for MeshServer {
     }
 
     async fn serve_listener(&self, listener: TcpListener) {
-        listen::serve_listener(self, listener, Security::Plain).await;
+        let open = |stream| ready(Ok(Io(prompt(stream))));
+        self.serve_http1(|| listener.accept(), open).await;
+        drop(listener);
+        // Another call began it; this one waits for its end, and that one is told of what went wrong.
+        let _ = self.shutdown().await;
     }
 
     #[cfg(feature = "tls")]
@@ -148,19 +147,38 @@ impl MeshServerExt for MeshServer {
 
     #[cfg(feature = "tls")]
     async fn serve_listener_tls(&self, listener: TcpListener, tls: ServerTls) {
-        listen::serve_listener(self, listener, Security::Tls(tls)).await;
+        let open = move |stream| {
+            let accepting = crate::tls::accept(tls.clone(), prompt(stream));
+            async { accepting.await.map(Io) }
+        };
+        self.serve_http1(|| listener.accept(), open).await;
+        drop(listener);
+        let _ = self.shutdown().await;
     }
 
     async fn upgrade<B: Send>(&self, request: Request<B>, remote: SocketAddr) -> Response<Bytes> {
-        upgraded::upgrade(self.clone(), request, remote).await
+        self.upgrade_http1(request, remote, take_back).await
     }
 
     async fn serve_upgraded<S>(&self, io: S, info: ConnectInfo)
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        upgraded::serve(self, io, info).await;
+        self.serve_upgraded_stream(Io(io), info).await;
     }
+}
+
+/// Small frames leave at once: without it the kernel holds them back for an acknowledgement. A stream that refuses is only slower.
+fn prompt(stream: TcpStream) -> TcpStream {
+    let _ = stream.set_nodelay(true);
+    stream
+}
+
+/// The TCP stream below a hyper server on tokio, where it can be had, so that nothing of hyper stays in the connection.
+fn take_back(server: &MeshServer, upgraded: Upgraded) -> Result<Box<dyn Socket>, Upgraded> {
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>()?;
+    let stream = prompt(parts.io.into_inner());
+    Ok(server.socket(Io(stream), &parts.read_buf))
 }
 
 /// Connects a client on tokio.

@@ -47,39 +47,32 @@
 //! | `tls` | no | `wss://` for both sides, by rustls with the ring provider |
 
 mod client;
-mod connect;
-mod error;
 mod ext;
-mod http;
-mod listen;
-mod request;
 mod runtime;
 mod stream;
 mod thread;
 #[cfg(feature = "tls")]
 mod tls;
-mod upgraded;
 
 pub use client::TokioConnector;
-pub use error::{Error, Result};
 pub use ext::{ClientBuilderExt, MeshClientExt, MeshServerBuilderExt, MeshServerExt};
 pub use mesh_client_core::{
     ClientConfig, ConnectError, Loss, PatchError, Reconnect, Stats, Status, apply_patch,
     driver::{
-        CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture,
+        CallbackGuard, ChannelEvent, ClientBuilder, ClientError, CommandCall, CommandFuture, Error,
         EventError, Events, MeshClient, Notices, PublishRecordCall, RecordChange,
-        RecordSubscription, RecordUpdate, SubscribeCall, SubscribeRecordCall, Subscription,
+        RecordSubscription, RecordUpdate, Result, SubscribeCall, SubscribeRecordCall, Subscription,
         SubscriptionEnd,
     },
 };
 pub use mesh_core::{
     backend::{Backend, ConnectionId, InstanceId, MemoryCluster},
     driver::{
-        Accept, Call, CloseCode, CloseFrame, CommandError, Connection, ConnectionRef, Connections,
-        Context, Expose, Fault, FromPayload, Handler, Health, Interceptor, IntoPayload, Limits,
-        Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern, PatternError,
-        Payload, Record, Refusal, Registration, Rooms, ServerError, Session, UpgradeRequest,
-        Verdict,
+        Accept, Call, CloseCode, CloseFrame, CommandError, ConnectInfo, Connection, ConnectionRef,
+        Connections, Context, Expose, Fault, FromPayload, Handler, Health, Interceptor,
+        IntoPayload, Limits, Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern,
+        PatternError, Payload, Record, Refusal, Registration, Rooms, ServerError, Session,
+        UpgradeRequest, Verdict,
     },
     protocol::{Dialect, EncodeError},
 };
@@ -87,8 +80,10 @@ pub use runtime::TokioRuntime;
 pub use stream::Io;
 pub use thread::ThreadRuntime;
 #[cfg(feature = "tls")]
-pub use tls::{ClientTls, ServerTls, TlsError};
-pub use upgraded::ConnectInfo;
+pub use {
+    mesh_client_core::driver::tls::ClientTls,
+    mesh_core::driver::tls::{ServerTls, TlsError},
+};
 
 #[doc = include_str!("../PERFORMANCE.md")]
 pub mod performance {}

@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
-use mesh_core::driver::Socket;
+use mesh_core::driver::{Runtime, Socket};
 
 use crate::{ConnectError, failure::public_part};
 
@@ -41,6 +41,8 @@ pub struct ConnectRequest {
     pub message_bytes_max: usize,
     /// Fresh entropy, for the handshake's key and the masks.
     pub seed: [u8; 32],
+    /// What the client runs on.
+    pub runtime: Arc<dyn Runtime>,
 }
 
 impl Debug for ConnectRequest {

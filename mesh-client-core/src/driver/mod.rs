@@ -46,12 +46,16 @@
 //! }
 //! ```
 
+mod any_error;
 mod buffer;
 mod builder;
 mod call;
 mod client;
 mod connector;
+mod dial;
 mod error;
+#[cfg(feature = "http1")]
+mod http1;
 mod hub;
 mod publish;
 mod record;
@@ -64,7 +68,10 @@ mod task;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "tls")]
+pub mod tls;
 
+pub use any_error::{Error, Result};
 pub use builder::ClientBuilder;
 pub use call::{CommandCall, CommandFuture};
 pub use client::MeshClient;

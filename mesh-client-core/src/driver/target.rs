@@ -233,6 +233,7 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::driver::testing::Sim;
 
     fn target(url: &str) -> (bool, String, u16, String, String) {
         let target = Target::of(url).unwrap();
@@ -326,6 +327,7 @@ mod tests {
             tls_roots: [].into(),
             message_bytes_max: 1 << 20,
             seed,
+            runtime: Sim::new().runtime(),
         };
         Ok(request.open(&Target::of(url)?)?.0)
     }

@@ -14,7 +14,7 @@ use futures_channel::oneshot;
 use futures_util::{FutureExt, future::BoxFuture};
 use http::{HeaderValue, header::AUTHORIZATION};
 use mesh_core::{
-    driver::{CloseFrame, Socket, SocketError, Timer, inside},
+    driver::{CloseFrame, Runtime, Socket, SocketError, Timer, inside},
     websocket::{CloseCode, Message, TextFrame},
 };
 
@@ -134,7 +134,7 @@ impl Driver {
                 let connect = connect(
                     Arc::clone(&self.connector),
                     Arc::clone(&self.options),
-                    self.shared.runtime.seed(),
+                    Arc::clone(&self.shared.runtime),
                 );
                 self.attempt = Some((attempt, Box::pin(connect)));
             }
@@ -525,7 +525,7 @@ fn bytes(status: &Status) -> usize {
 async fn connect(
     connector: Arc<dyn Connector>,
     options: Arc<Options>,
-    seed: [u8; 32],
+    runtime: Arc<dyn Runtime>,
 ) -> Result<Box<dyn Socket>, ConnectError> {
     let mut headers = options.headers.clone();
     if let Some(provider) = &options.token_provider {
@@ -546,7 +546,8 @@ async fn connect(
         headers,
         tls_roots: Arc::clone(&options.tls_roots),
         message_bytes_max: options.message_bytes_max,
-        seed,
+        seed: runtime.seed(),
+        runtime,
     };
     connector.connect(request).await
 }

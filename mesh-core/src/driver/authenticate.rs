@@ -19,7 +19,8 @@ use http::{HeaderValue, Method, Response, StatusCode, header, request::Parts};
 use serde::Serialize;
 
 use super::{
-    MeshServer, ServerError, Socket, episode::Episode, inside::Inside, metadata, server::Inner,
+    ByteStream, MeshServer, ServerError, Socket, WebSocketStream, episode::Episode, inside::Inside,
+    metadata, server::Inner,
 };
 use crate::{
     backend::{BoxFuture, Json},
@@ -237,6 +238,26 @@ pub enum FrontDoor {
     },
 }
 
+/// What is known of a connection that another server accepted and upgraded.
+///
+/// ```
+/// use mesh_core::driver::ConnectInfo;
+///
+/// let mut info = ConnectInfo::default();
+/// info.remote = "192.0.2.1:1234".parse().ok();
+/// ```
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ConnectInfo {
+    /// The head of the request that was upgraded, for mesh to check and `authenticate` to judge. `None`: whoever upgraded it has
+    /// judged it, and only the limit of connections is looked at.
+    pub head: Option<Parts>,
+    /// What was already read behind the request.
+    pub leftover: Bytes,
+    /// The peer's address, if there is one.
+    pub remote: Option<SocketAddr>,
+}
+
 impl MeshServer {
     /// Decides about an HTTP request: an upgrade to a WebSocket, on whatever path, or a page of the application.
     ///
@@ -272,6 +293,22 @@ impl MeshServer {
                 FrontDoor::Respond(refusal.into_response())
             }
         }
+    }
+
+    /// The server's end of a WebSocket over `io`, with the server's limit of a message. `leftover` is what was read behind the handshake.
+    pub fn socket(&self, io: impl ByteStream, leftover: &[u8]) -> Box<dyn Socket> {
+        let message_bytes_max = self.limits().message_bytes_max;
+        Box::new(WebSocketStream::server(io, leftover, message_bytes_max))
+    }
+
+    /// [`serve_upgraded_socket`](Self::serve_upgraded_socket) for a byte stream that speaks WebSocket from here on.
+    pub fn serve_upgraded_stream<S: ByteStream>(
+        &self,
+        io: S,
+        info: ConnectInfo,
+    ) -> impl Future<Output = ()> + Send + 'static + use<S> {
+        let socket = self.socket(io, &info.leftover);
+        self.serve_upgraded_socket(info.head, info.remote, socket)
     }
 
     /// Serves a stream that something else has upgraded, so that a refusal can only be a close frame: 1013 where the server is full, ends

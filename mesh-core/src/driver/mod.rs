@@ -15,6 +15,8 @@ mod episode;
 mod error;
 mod handler;
 mod hooks;
+#[cfg(feature = "http1")]
+pub mod http1;
 pub mod inside;
 mod lobby;
 mod mesh;
@@ -36,9 +38,11 @@ mod testkit;
 #[cfg(test)]
 mod tests;
 mod timers;
+#[cfg(feature = "tls")]
+pub mod tls;
 
 pub use accept::{Leave, Leaving, Place};
-pub use authenticate::{Accept, Admission, FrontDoor, Refusal, UpgradeRequest};
+pub use authenticate::{Accept, Admission, ConnectInfo, FrontDoor, Refusal, UpgradeRequest};
 pub use builder::MeshServerBuilder;
 pub use connection::{Connection, ConnectionRef};
 pub use context::{Call, Context, Outcome, Session};

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     future::{Future, poll_fn},
+    io,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
@@ -20,7 +21,8 @@ use futures_util::{StreamExt, stream::select};
 use serde_json::{Value, json};
 
 use super::{
-    Admission, CloseFrame, MeshServer, MeshServerBuilder, Runtime, Socket, SocketError, Task, Timer,
+    Admission, ByteStream, CloseFrame, MeshServer, MeshServerBuilder, Runtime, Socket, SocketError,
+    Task, Timer,
 };
 use crate::{
     backend::{
@@ -337,6 +339,128 @@ impl Drop for SimTimer {
     fn drop(&mut self) {
         let key = (self.deadline, self.id);
         self.state.lock().unwrap().timers.remove(&key);
+    }
+}
+
+/// One direction of a [`Pipe`].
+#[derive(Debug, Default)]
+struct Lane {
+    bytes: VecDeque<u8>,
+    is_over: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Lane {
+    fn end(&mut self) {
+        self.is_over = true;
+        wake(&mut self.reader);
+        wake(&mut self.writer);
+    }
+}
+
+fn wake(waker: &mut Option<Waker>) {
+    if let Some(waker) = waker.take() {
+        waker.wake();
+    }
+}
+
+/// One end of a stream in memory. Dropping it ends both directions.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    incoming: Arc<Mutex<Lane>>,
+    outgoing: Arc<Mutex<Lane>>,
+    capacity: usize,
+}
+
+/// Both ends of a stream that holds this many bytes in each direction.
+pub(super) fn pipe(capacity: usize) -> (Pipe, Pipe) {
+    let lanes: [Arc<Mutex<Lane>>; 2] = Default::default();
+    let end = |incoming: usize| Pipe {
+        incoming: Arc::clone(&lanes[incoming]),
+        outgoing: Arc::clone(&lanes[1 - incoming]),
+        capacity,
+    };
+    (end(0), end(1))
+}
+
+impl Pipe {
+    pub(super) async fn write_all(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = poll_fn(|cx| self.poll_write(cx, bytes)).await?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Some bytes; none at the end.
+    pub(super) async fn read(&mut self) -> Vec<u8> {
+        let mut buffer = [0; 1 << 10];
+        let read = poll_fn(|cx| self.poll_read(cx, &mut buffer)).await.unwrap();
+        buffer[..read].to_vec()
+    }
+
+    /// Everything up to `end`, and no byte behind it; without `end`, up to the end of the stream.
+    pub(super) async fn read_until(&mut self, end: Option<&str>) -> String {
+        let mut text = Vec::new();
+        while !end.is_some_and(|end| text.ends_with(end.as_bytes())) {
+            let mut byte = [0];
+            match poll_fn(|cx| self.poll_read(cx, &mut byte)).await.unwrap() {
+                0 => {
+                    assert!(end.is_none(), "ended after {text:?}");
+                    break;
+                }
+                _ => text.push(byte[0]),
+            }
+        }
+        String::from_utf8(text).unwrap()
+    }
+}
+
+impl ByteStream for Pipe {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut lane = self.incoming.lock().unwrap();
+        if lane.bytes.is_empty() && !lane.is_over {
+            lane.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        let len = lane.bytes.len().min(buffer.len());
+        for (place, byte) in buffer.iter_mut().zip(lane.bytes.drain(..len)) {
+            *place = byte;
+        }
+        wake(&mut lane.writer);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
+        let mut lane = self.outgoing.lock().unwrap();
+        if lane.is_over {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let len = buffer.len().min(self.capacity - lane.bytes.len());
+        if len == 0 {
+            lane.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        lane.bytes.extend(&buffer[..len]);
+        wake(&mut lane.reader);
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outgoing.lock().unwrap().end();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.incoming.lock().unwrap().end();
+        self.outgoing.lock().unwrap().end();
     }
 }
 

@@ -2,13 +2,11 @@
 
 use std::io;
 
-use mesh_client_core::driver::{ClientError, ConnectError};
 use mesh_core::driver::{PatternError, ServerError};
 
-/// The result of this crate's functions, and a convenient one for a `main` that uses them.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
+use super::{ClientError, ConnectError};
 
-/// What can go wrong while a program sets up a server, or uses a client.
+/// What can go wrong while a program sets up a server, or uses a client: the error of a `main`. Each adapter re-exports it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -30,5 +28,8 @@ pub enum Error {
     /// A certificate or a key.
     #[cfg(feature = "tls")]
     #[error(transparent)]
-    Tls(#[from] crate::tls::TlsError),
+    Tls(#[from] mesh_core::driver::tls::TlsError),
 }
+
+/// The result of an adapter's functions, and a convenient one for a `main` that uses them.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
