@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use mesh_tokio::{ConnectionId, prelude::*};
+use crate::mesh::{ConnectionId, prelude::*};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json, value::RawValue};
 
@@ -87,7 +87,7 @@ fn register_basics(server: &MeshServer) {
         slept: u64,
     }
     server.register_command("sleep", async |ctx: Context<Sleep>| -> Reply<Slept> {
-        tokio::time::sleep(Duration::from_millis(ctx.payload.ms)).await;
+        crate::sleep(Duration::from_millis(ctx.payload.ms)).await;
         Ok(Slept {
             slept: ctx.payload.ms,
         })

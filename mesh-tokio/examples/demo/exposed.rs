@@ -1,6 +1,6 @@
 //! What clients may reach by themselves. Everything else answers as if it did not exist.
 
-use mesh_tokio::{PatternError, prelude::*};
+use crate::mesh::{PatternError, prelude::*};
 use serde_json::Value;
 
 pub(crate) fn expose(server: &MeshServer) -> Result<(), PatternError> {

@@ -9,8 +9,8 @@ use std::{
     },
 };
 
+use crate::mesh::prelude::*;
 use mesh_redis::RedisBackend;
-use mesh_tokio::prelude::*;
 
 /// The one label of every command that is not known, so that clients cannot grow the table.
 const UNKNOWN: &str = "unknown";

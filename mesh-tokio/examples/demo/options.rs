@@ -5,8 +5,8 @@ use std::{
     time::Duration,
 };
 
+use crate::mesh::Limits;
 use clap::Parser;
-use mesh_tokio::Limits;
 
 /// A server that shows everything mesh does.
 #[derive(Debug, Parser)]

@@ -1,11 +1,11 @@
 //! What a browser, a load balancer and Prometheus find on the same port.
 
+use crate::mesh::prelude::*;
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Response, StatusCode,
     header::{CACHE_CONTROL, CONTENT_TYPE},
 };
-use mesh_tokio::prelude::*;
 use serde_json::json;
 
 use crate::metrics::Metrics;
