@@ -151,6 +151,12 @@ pub struct Opening {
 }
 
 impl ConnectRequest {
+    /// The client's end of a WebSocket over a stream that needs no opening handshake, such as a pipe to a server of the same process.
+    pub fn socket(&self, stream: impl ByteStream) -> Box<dyn Socket> {
+        let max = self.message_bytes_max;
+        Box::new(WebSocketStream::client(stream, &[], max, self.seed))
+    }
+
     /// Begins the opening handshake: what to send, with the path alone as its URI, and what to make of the answer.
     ///
     /// The handshake's own header fields win over the caller's, except for `Host`. User and password of the URL are sent as

@@ -22,13 +22,15 @@ pub trait Runtime: Debug + Send + Sync + 'static {
 
     /// Runs `task` to its end in the background.
     ///
-    /// There is no handle, so nothing is cancelled by dropping one.
+    /// There is no handle, so nothing is cancelled by dropping one. It only queues the task, as a task's waker does: whoever calls either may
+    /// hold a lock that the task wants.
     fn spawn(&self, task: Task);
 
     /// Fresh entropy, drawn once per machine and passed to its constructor.
     fn seed(&self) -> [u8; 32];
 
-    /// Whether the current thread is one of this kind of runtime's, where nothing may block. Default: no.
+    /// Whether the current thread is one of this kind of runtime's, where nothing may block. Default: no; a runtime that cannot tell may
+    /// mark its threads by [`inside::enter`](super::inside::enter).
     fn inside(&self) -> bool {
         false
     }
@@ -75,6 +77,7 @@ impl Runtime for Marked {
 
 /// A timer of a [`Runtime`]: a future that is ready once its deadline has passed.
 pub trait Timer: Future<Output = ()> + Send {
-    /// Moves the deadline; the future may then be polled again, even if it was ready before.
+    /// Moves the deadline; the future may then be polled again, even if it was ready before. Who resets it polls it again, for a waker that it
+    /// had may be forgotten.
     fn reset(self: Pin<&mut Self>, deadline: Instant);
 }
