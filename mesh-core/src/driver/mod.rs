@@ -2,6 +2,10 @@
 //!
 //! An adapter implements [`Runtime`] and [`ByteStream`] (or a whole [`Socket`]), lends its listeners to
 //! [`MeshServer::accept_all`], and passes requests to [`Place::handle_request`] and upgraded streams to [`MeshServer::serve`].
+//!
+//! # Write your own adapter
+//!
+//! [`own_adapter`] tells what each of these has to promise, what the drivers promise in return, and what to test.
 
 mod accept;
 mod authenticate;
@@ -40,6 +44,9 @@ mod tests;
 mod timers;
 #[cfg(feature = "tls")]
 pub mod tls;
+
+#[doc = include_str!("own_adapter.md")]
+pub mod own_adapter {}
 
 pub use accept::{Leave, Leaving, Place};
 pub use authenticate::{Accept, Admission, ConnectInfo, FrontDoor, Refusal, UpgradeRequest};
