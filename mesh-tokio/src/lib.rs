@@ -88,11 +88,6 @@ pub use {
 #[doc = include_str!("../PERFORMANCE.md")]
 pub mod performance {}
 
-/// The examples of the README, so that its code is compiled with the doc tests.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
 /// What most programs need: `use mesh_tokio::prelude::*;`.
 pub mod prelude {
     pub use mesh_client_core::{

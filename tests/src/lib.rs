@@ -62,3 +62,8 @@ pub fn assert_error(payload: &Value, code: &str, name: &str) -> String {
 pub fn assert_invalid(payload: &Value) -> String {
     assert_error(payload, "EINVALID", "ValidationError")
 }
+
+/// The examples of the README, so that its code is compiled with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
