@@ -134,7 +134,7 @@ impl MeshServerExt for MeshServer {
         let open = |stream| ready(Ok(Io(prompt(stream))));
         self.serve_http1(|| listener.accept(), open).await;
         drop(listener);
-        // Another call began it; this one waits for its end, and that one is told of what went wrong.
+        // Another call began it, and is told of what went wrong; this one waits for its end.
         let _ = self.shutdown().await;
     }
 

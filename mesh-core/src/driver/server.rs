@@ -94,8 +94,8 @@ pub(super) struct Inner {
     /// Connections that hold a place, from the handshake to the end of their cleanup; handlers may run on a while.
     pub(super) admitted: AtomicUsize,
     pub(super) stopping: super::shutdown::Stopping,
-    /// Held while a shutdown is under way; true once one has come to its end.
-    pub(super) ending: futures_util::lock::Mutex<bool>,
+    /// Held while a shutdown is under way; what came of the backend's part, once one has come to its end.
+    pub(super) ending: futures_util::lock::Mutex<Option<Result<(), ServerError>>>,
     pub(super) drain_time: Duration,
     pub(super) assign_id: bool,
     pub(super) client_metadata: bool,

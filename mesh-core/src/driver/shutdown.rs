@@ -108,17 +108,18 @@ impl Drop for Wait<'_> {
 impl MeshServer {
     /// Ends the server: accepts nothing more, lets the commands in flight finish for a while (see
     /// [`drain_time`](super::MeshServerBuilder::drain_time)), closes every connection with 1001, in batches, and takes this instance out
-    /// of the backend. Returns when all of that is done; a second call waits for the first.
+    /// of the backend. Returns when all of that is done; a second call waits for the first, and is told the same.
     ///
     /// # Errors
     /// The backend could not be told. Everything else happened.
     pub async fn shutdown(&self) -> Result<(), ServerError> {
         let server = &self.inner;
         server.stopping.set();
-        // Whoever calls while another call is under way waits for it; one that was dropped half-way is taken up again.
-        let mut is_over = server.ending.lock().await;
-        if *is_over {
-            return Ok(());
+        // Whoever calls while another call is under way waits for it; one that was dropped half-way is taken up again. A listener calls as
+        // well, and may be the first to get here.
+        let mut end = server.ending.lock().await;
+        if let Some(told) = &*end {
+            return told.clone();
         }
         // Whoever hangs beyond this, in a hook or a handshake, is left behind.
         let give_up = server.runtime.now()
@@ -133,7 +134,7 @@ impl MeshServer {
         }
         let told = tell_backend(server, give_up + BACKEND_TIME_MAX).await;
         server.timers.close();
-        *is_over = true;
+        *end = Some(told.clone());
         told
     }
 
