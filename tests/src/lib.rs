@@ -2,10 +2,11 @@
 //! every rule. For clients there is the other side: a server that plays a script.
 //!
 //! The suite knows the server only by its sockets, its output and its exit code, so it runs over any adapter and
-//! any backend: `MESH_DEMO` names the program (left out: the demo of `mesh-tokio`, built first), `MESH_DEMO_ARGS`
-//! holds arguments that every start gets, and `MESH_DEMO_REDIS=1` gives every server a Redis of its own. Where several
-//! servers share a Redis, the test starts it: a `redis-server`, three of them as a cluster, a proxy in between. Everything here blocks, with a deadline; what is not met panics, since
-//! only tests call it.
+//! any backend: `MESH_RUNTIME` names the runtime, whose demo is built first; `MESH_DEMO` another program in its place,
+//! `MESH_DEMO_ARGS` holds arguments that every start gets, and `MESH_DEMO_REDIS=1` gives every server a Redis of its own.
+//! Where several servers share a Redis, the test starts it: a `redis-server`, three of them as a cluster, a proxy in
+//! between. Everything here blocks, with a deadline, but for [`runtime`], where servers and clients of the test's own
+//! process run; what is not met panics, since only tests call it.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,6 +23,7 @@ mod proxy;
 mod redis;
 mod redis_cluster;
 mod resp;
+pub mod runtime;
 mod scripted;
 mod wait;
 pub mod wire;
@@ -37,6 +39,21 @@ pub use scripted::{Attempt, Peer, Request, Scripted};
 pub use wait::{PATIENCE, until, until_some};
 
 use serde_json::{Value, json};
+
+/// The types of servers and clients, which are the same on every runtime: an adapter's own prelude without what it adds.
+pub mod prelude {
+    pub use mesh_client_core::{
+        Status,
+        driver::{
+            ChannelEvent, ClientBuilder, ClientError, ConnectError, MeshClient, Notices,
+            RecordChange, SubscriptionEnd,
+        },
+    };
+    pub use mesh_core::driver::{
+        Accept, CloseCode, CommandError, Context, Membership, MeshServer, Pattern, Refusal,
+        UpgradeRequest,
+    };
+}
 
 /// The payload of an error reply (`protocol.md`, section 2), exactly.
 pub fn error(message: &str, code: &str, name: &str) -> Value {

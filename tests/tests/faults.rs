@@ -16,12 +16,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mesh_tests::fleet::{ALL, ANSWERED, CHAT, FIRSTS, Fleet, REAPED, RECOVERY, ask, id_set};
+use mesh_tests::prelude::*;
+use mesh_tests::runtime::{self, Background};
 use mesh_tests::{Proxy, RawClient, Redis, until, until_some};
-use mesh_tokio::prelude::*;
-use mesh_tokio::{CloseCode, Membership};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio::runtime::Runtime;
 
 fn room(name: &str) -> Value {
     json!({ "roomName": name })
@@ -330,44 +328,41 @@ fn what_is_cleared_removed_or_changed_during_a_partition_that_outlives_the_lease
 }
 
 /// A server of this process, which can do to others' connections what no command of the demo does.
-fn server(runtime: &Runtime, redis: &str) -> (MeshServer, SocketAddr) {
-    runtime.block_on(async {
+fn server(background: &Background, redis: &str) -> (MeshServer, SocketAddr) {
+    background.block_on(async {
         let backend = mesh_redis::connect(redis).await.unwrap();
-        let server = MeshServer::builder()
+        let builder = MeshServer::builder()
             .backend(backend)
-            .ping_interval(Duration::from_secs(300))
-            .build();
+            .ping_interval(Duration::from_secs(300));
+        let server = runtime::build(builder);
         server.start().await.unwrap();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let serving = server.clone();
-        tokio::spawn(async move { serving.serve_listener(listener).await });
+        let addr = runtime::serve(&server);
         (server, addr)
     })
 }
 
 /// Does to the connections of a server that is cut off what others may do to them; true if that is over already.
 fn done_by_others_while_away(partition: Duration) -> bool {
-    let (redis, runtime) = (Redis::start(), Runtime::new().unwrap());
+    let (redis, background) = (Redis::start(), Background::start());
     let proxy = Proxy::to(redis.addr());
-    let (here, _) = server(&runtime, &redis.url());
-    let (away, addr) = server(&runtime, &proxy.url());
+    let (here, _) = server(&background, &redis.url());
+    let (away, addr) = server(&background, &proxy.url());
     let mut clients: Vec<_> = (0..4).map(|_| RawClient::open(addr)).collect();
     let ids: Vec<_> = clients
         .iter_mut()
         .map(|client| client.assigned().to_owned())
         .collect();
     for (id, room) in [(0, "removed"), (0, "kept"), (1, "revoked"), (3, "all")] {
-        let joined = runtime.block_on(away.add_to_room(room, &ids[id]));
+        let joined = background.block_on(away.add_to_room(room, &ids[id]));
         assert_eq!(joined, Ok(true));
     }
     proxy.partition();
     last(partition);
     let revoked = Membership::Room("revoked".into());
     let policy = CloseCode::POLICY_VIOLATION;
-    let outcomes: [_; 4] = runtime
+    let outcomes: [_; 4] = background
         .block_on(async {
-            tokio::join!(
+            futures_util::join!(
                 async { here.remove_from_room("removed", &ids[0]).await.map(drop) },
                 here.revoke(&ids[1], revoked),
                 here.disconnect(&ids[2], policy, "banned"),
@@ -380,7 +375,7 @@ fn done_by_others_while_away(partition: Duration) -> bool {
     let healed = Instant::now();
     proxy.heal();
     until("the first room is left here", || {
-        !runtime
+        !background
             .block_on(away.is_in_room("removed", &ids[0]))
             .unwrap_or(true)
     });
@@ -388,7 +383,7 @@ fn done_by_others_while_away(partition: Duration) -> bool {
         assert_eq!(clients[2].close_code(), Some(1008));
         for (id, room) in [(1, "revoked"), (3, "all")] {
             until("the room is left here", || {
-                !runtime
+                !background
                     .block_on(away.is_in_room(room, &ids[id]))
                     .unwrap_or(true)
             });
@@ -396,12 +391,12 @@ fn done_by_others_while_away(partition: Duration) -> bool {
     }
     assert!(healed.elapsed() < RECOVERY, "{:?}", healed.elapsed());
     until("the others know who is there", || {
-        runtime
+        background
             .block_on(here.room_members("kept"))
             .is_ok_and(|members| members.len() == 1)
     });
     for server in [away, here] {
-        runtime.block_on(server.shutdown()).unwrap();
+        background.block_on(server.shutdown()).unwrap();
     }
     done
 }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use mesh_client_core::apply_patch;
 use mesh_tests::{Demo, Proxy, RawClient, Redis, until};
-use mesh_tokio::apply_patch;
 use serde_json::{Value, json};
 
 const INSTANCES: usize = 3;

@@ -8,8 +8,9 @@
 
 mod common;
 
+use mesh_tests::prelude::*;
+use mesh_tests::runtime::block_on;
 use mesh_tests::{Demo, Proxy, RawClient, assert_error, assert_invalid, error};
-use mesh_tokio::prelude::*;
 use serde_json::{Value, json};
 
 use crate::common::{SOON, connect, patiently};
@@ -306,146 +307,153 @@ struct Page {
     views: u64,
 }
 
-#[tokio::test]
-async fn the_client_follows_a_record_and_resumes() {
-    let demo = Demo::start(&[]);
-    let proxy = Proxy::to(demo.addr());
-    let url = proxy.url().replace("redis:", "ws:");
-    let reader = connect(MeshClient::builder(&url).reconnect_interval(SOON)).await;
-    let writer = connect(MeshClient::builder(&format!("ws://{}", demo.addr()))).await;
-    let publish = async |value: Value| {
-        let payload = json!({ "recordId": "doc:page", "value": value });
-        let call = writer.command::<_, Value>("publish-record", payload);
-        patiently("publish", call.into_future()).await.unwrap()["version"]
-            .as_u64()
-            .unwrap()
-    };
-    let title = "a title that is long enough for patches";
-    publish(json!({ "title": title })).await;
-    let mut whole = reader.subscribe_record::<Page>("doc:page").await.unwrap();
-    let mut patches = reader
-        .subscribe_record::<Page>("doc:page")
-        .patch()
-        .await
-        .unwrap();
-    let page = |views| {
-        Some(Page {
-            title: title.to_owned(),
-            views,
-        })
-    };
-    assert_eq!((whole.version(), whole.value()), (1, page(0).as_ref()));
-    assert_eq!((patches.version(), patches.value()), (1, page(0).as_ref()));
-    for views in 1..=20 {
-        assert_eq!(
-            publish(json!({ "title": title, "views": views })).await,
-            views + 1
-        );
-        for subscription in [&mut whole, &mut patches] {
-            let update = patiently("update", subscription.next())
-                .await
+#[test]
+fn the_client_follows_a_record_and_resumes() {
+    block_on(async {
+        let demo = Demo::start(&[]);
+        let proxy = Proxy::to(demo.addr());
+        let url = proxy.url().replace("redis:", "ws:");
+        let reader = connect(MeshClient::builder(&url).reconnect_interval(SOON)).await;
+        let writer = connect(MeshClient::builder(&format!("ws://{}", demo.addr()))).await;
+        let publish = async |value: Value| {
+            let payload = json!({ "recordId": "doc:page", "value": value });
+            let call = writer.command::<_, Value>("publish-record", payload);
+            patiently("publish", call.into_future()).await.unwrap()["version"]
+                .as_u64()
                 .unwrap()
-                .unwrap();
-            assert_eq!((update.version, update.value), (views + 1, page(views)));
+        };
+        let title = "a title that is long enough for patches";
+        publish(json!({ "title": title })).await;
+        let mut whole = reader.subscribe_record::<Page>("doc:page").await.unwrap();
+        let mut patches = reader
+            .subscribe_record::<Page>("doc:page")
+            .patch()
+            .await
+            .unwrap();
+        let page = |views| {
+            Some(Page {
+                title: title.to_owned(),
+                views,
+            })
+        };
+        assert_eq!((whole.version(), whole.value()), (1, page(0).as_ref()));
+        assert_eq!((patches.version(), patches.value()), (1, page(0).as_ref()));
+        for views in 1..=20 {
+            assert_eq!(
+                publish(json!({ "title": title, "views": views })).await,
+                views + 1
+            );
+            for subscription in [&mut whole, &mut patches] {
+                let update = patiently("update", subscription.next())
+                    .await
+                    .unwrap()
+                    .unwrap();
+                assert_eq!((update.version, update.value), (views + 1, page(views)));
+            }
         }
-    }
-    // The connection goes, and comes back behind two more updates: nobody is told a version twice.
-    proxy.partition();
-    publish(json!({ "title": title, "views": 98 })).await;
-    publish(json!({ "title": title, "views": 99 })).await;
-    proxy.cut();
-    proxy.heal();
-    for subscription in [&mut whole, &mut patches] {
-        let update = patiently("resume", subscription.next()).await;
-        let update = update.unwrap().unwrap();
-        assert_eq!((update.version, update.value), (23, page(99)));
-        assert_eq!(update.change, RecordChange::Updated);
-    }
-    publish(json!({ "title": title, "views": 100 })).await;
-    for subscription in [&mut whole, &mut patches] {
-        let update = patiently("go on", subscription.next()).await;
-        assert_eq!(update.unwrap().unwrap().version, 24);
-    }
+        // The connection goes, and comes back behind two more updates: nobody is told a version twice.
+        proxy.partition();
+        publish(json!({ "title": title, "views": 98 })).await;
+        publish(json!({ "title": title, "views": 99 })).await;
+        proxy.cut();
+        proxy.heal();
+        for subscription in [&mut whole, &mut patches] {
+            let update = patiently("resume", subscription.next()).await;
+            let update = update.unwrap().unwrap();
+            assert_eq!((update.version, update.value), (23, page(99)));
+            assert_eq!(update.change, RecordChange::Updated);
+        }
+        publish(json!({ "title": title, "views": 100 })).await;
+        for subscription in [&mut whole, &mut patches] {
+            let update = patiently("go on", subscription.next()).await;
+            assert_eq!(update.unwrap().unwrap().version, 24);
+        }
+    });
 }
 
-#[tokio::test]
-async fn the_client_is_told_of_a_store_that_lost_the_record() {
-    let demo = Demo::start(&[]);
-    if demo.redis().is_some() {
-        return; // There nothing is lost with the server.
-    }
-    let port = demo.addr().port();
-    let builder = MeshClient::builder(&format!("ws://{}", demo.addr())).reconnect_interval(SOON);
-    let client = connect(builder).await;
-    let publish = async |value: u32| {
-        let payload = json!({ "recordId": "doc:reset", "value": value });
-        let call = client.command::<_, Value>("publish-record", payload);
-        patiently("publish", call.into_future()).await.unwrap();
-    };
-    publish(1).await;
-    publish(2).await;
-    let mut record = client.subscribe_record::<u32>("doc:reset").await.unwrap();
-    assert_eq!((record.version(), record.value()), (2, Some(&2)));
-    drop(demo);
-    let _demo = Demo::start_at(port, &[]);
-    let reset = patiently("reset", record.next()).await.unwrap().unwrap();
-    assert_eq!(
-        (reset.change, reset.version, reset.value),
-        (RecordChange::Reset, 0, None)
-    );
-    publish(3).await;
-    let update = patiently("update", record.next()).await.unwrap().unwrap();
-    assert_eq!(
-        (update.change, update.version, update.value),
-        (RecordChange::Updated, 1, Some(3))
-    );
+#[test]
+fn the_client_is_told_of_a_store_that_lost_the_record() {
+    block_on(async {
+        let demo = Demo::start(&[]);
+        if demo.redis().is_some() {
+            return; // There nothing is lost with the server.
+        }
+        let port = demo.addr().port();
+        let builder =
+            MeshClient::builder(&format!("ws://{}", demo.addr())).reconnect_interval(SOON);
+        let client = connect(builder).await;
+        let publish = async |value: u32| {
+            let payload = json!({ "recordId": "doc:reset", "value": value });
+            let call = client.command::<_, Value>("publish-record", payload);
+            patiently("publish", call.into_future()).await.unwrap();
+        };
+        publish(1).await;
+        publish(2).await;
+        let mut record = client.subscribe_record::<u32>("doc:reset").await.unwrap();
+        assert_eq!((record.version(), record.value()), (2, Some(&2)));
+        drop(demo);
+        let _demo = Demo::start_at(port, &[]);
+        let reset = patiently("reset", record.next()).await.unwrap().unwrap();
+        assert_eq!(
+            (reset.change, reset.version, reset.value),
+            (RecordChange::Reset, 0, None)
+        );
+        publish(3).await;
+        let update = patiently("update", record.next()).await.unwrap().unwrap();
+        assert_eq!(
+            (update.change, update.version, update.value),
+            (RecordChange::Updated, 1, Some(3))
+        );
+    });
 }
 
-#[tokio::test]
-async fn the_client_writes_and_is_told_of_deletions() {
-    let demo = Demo::shared();
-    let builder = || MeshClient::builder(&format!("ws://{}", demo.addr()));
-    let (reader, writer) = (connect(builder()).await, connect(builder()).await);
-    let mut cursor = reader
-        .subscribe_record::<Value>("cursor:client")
-        .patch()
-        .await
-        .unwrap();
-    assert_eq!((cursor.version(), cursor.value()), (0, None));
-    writer
-        .publish_record_update("cursor:client", &json!({ "x": 1, "y": 1 }))
-        .await
-        .unwrap();
-    writer
-        .merge_record("cursor:client", &json!({ "y": 2 }))
-        .await
-        .unwrap();
-    for (version, value) in [
-        (1, json!({ "x": 1, "y": 1 })),
-        (2, json!({ "x": 1, "y": 2 })),
-    ] {
-        let update = patiently("update", cursor.next()).await.unwrap().unwrap();
-        assert_eq!((update.version, update.value), (version, Some(value)));
-        assert_eq!(update.change, RecordChange::Updated);
-    }
-    let deleted = json!({ "recordId": "cursor:client" });
-    writer
-        .command::<_, Value>("delete-record", deleted)
-        .await
-        .unwrap();
-    let update = patiently("deletion", cursor.next()).await.unwrap().unwrap();
-    assert_eq!(
-        (update.version, update.value, update.change),
-        (3, None, RecordChange::Deleted)
-    );
-    let refused = writer.publish_record_update("doc:not-writable", &1).await;
-    assert!(
-        matches!(refused, Err(ClientError::Command(_))),
-        "{refused:?}"
-    );
-    let refused = reader.subscribe_record::<Value>("secret:x").await;
-    assert!(
-        matches!(refused, Err(ClientError::NotExposed(_))),
-        "{refused:?}"
-    );
+#[test]
+fn the_client_writes_and_is_told_of_deletions() {
+    block_on(async {
+        let demo = Demo::shared();
+        let builder = || MeshClient::builder(&format!("ws://{}", demo.addr()));
+        let (reader, writer) = (connect(builder()).await, connect(builder()).await);
+        let mut cursor = reader
+            .subscribe_record::<Value>("cursor:client")
+            .patch()
+            .await
+            .unwrap();
+        assert_eq!((cursor.version(), cursor.value()), (0, None));
+        writer
+            .publish_record_update("cursor:client", &json!({ "x": 1, "y": 1 }))
+            .await
+            .unwrap();
+        writer
+            .merge_record("cursor:client", &json!({ "y": 2 }))
+            .await
+            .unwrap();
+        for (version, value) in [
+            (1, json!({ "x": 1, "y": 1 })),
+            (2, json!({ "x": 1, "y": 2 })),
+        ] {
+            let update = patiently("update", cursor.next()).await.unwrap().unwrap();
+            assert_eq!((update.version, update.value), (version, Some(value)));
+            assert_eq!(update.change, RecordChange::Updated);
+        }
+        let deleted = json!({ "recordId": "cursor:client" });
+        writer
+            .command::<_, Value>("delete-record", deleted)
+            .await
+            .unwrap();
+        let update = patiently("deletion", cursor.next()).await.unwrap().unwrap();
+        assert_eq!(
+            (update.version, update.value, update.change),
+            (3, None, RecordChange::Deleted)
+        );
+        let refused = writer.publish_record_update("doc:not-writable", &1).await;
+        assert!(
+            matches!(refused, Err(ClientError::Command(_))),
+            "{refused:?}"
+        );
+        let refused = reader.subscribe_record::<Value>("secret:x").await;
+        assert!(
+            matches!(refused, Err(ClientError::NotExposed(_))),
+            "{refused:?}"
+        );
+    });
 }

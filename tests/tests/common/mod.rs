@@ -5,8 +5,8 @@ use std::future::IntoFuture;
 use std::time::Duration;
 
 use mesh_tests::PATIENCE;
-use mesh_tokio::prelude::*;
-use mesh_tokio::{ClientBuilder, Notices};
+use mesh_tests::prelude::*;
+use mesh_tests::runtime::{self, sleep, timeout};
 
 /// Long enough to notice that something did come that must not.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(300);
@@ -16,7 +16,7 @@ pub(crate) const SOON: Duration = Duration::from_millis(10);
 
 /// Waits for what must happen.
 pub(crate) async fn patiently<F: IntoFuture>(what: &str, future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future.into_future())
+    timeout(PATIENCE, future.into_future())
         .await
         .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
@@ -25,7 +25,7 @@ pub(crate) async fn patiently<F: IntoFuture>(what: &str, future: F) -> F::Output
 pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     patiently(what, async {
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(5)).await;
         }
     })
     .await;
@@ -33,7 +33,9 @@ pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 /// A client that is connected.
 pub(crate) async fn connect(builder: ClientBuilder) -> MeshClient {
-    patiently("a connection", builder.connect()).await.unwrap()
+    patiently("a connection", runtime::connect(builder))
+        .await
+        .unwrap()
 }
 
 /// The first of the statuses to come that `wanted` finds something in.

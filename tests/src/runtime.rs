@@ -1,0 +1,421 @@
+//! The runtime that the suite's own servers and clients run on, by `MESH_RUNTIME`: `tokio` (left out), `async-std` or `smol`.
+//!
+//! Servers, clients and handlers are the same types on every runtime, so a test names none. What differs is here: each
+//! `match` on [`Kind`] is a place where an adapter is plugged in. A test is `#[test] fn name() { block_on(async { … }) }`,
+//! or holds a [`Background`] where it blocks itself, as [`RawClient`](crate::RawClient) does.
+
+use std::env;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::panic::resume_unwind;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use futures_channel::oneshot;
+use futures_util::FutureExt;
+use futures_util::future::{AbortHandle, Either, abortable, lazy, select};
+use mesh_client_core::driver::{ClientBuilder, ConnectError, Connector, MeshClient};
+use mesh_core::driver::{self, MeshServer, MeshServerBuilder, Runtime, Timer};
+use mesh_tokio::{
+    ClientBuilderExt as _, MeshServerExt as _, ServerTls, TokioConnector, TokioRuntime,
+};
+
+/// The runtimes that mesh has an adapter for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Kind {
+    /// async-std, by `mesh-async-std`.
+    AsyncStd,
+    /// smol, by `mesh-async-std` with the feature `smol` alone.
+    Smol,
+    /// tokio, by `mesh-tokio`.
+    Tokio,
+}
+
+impl Kind {
+    /// The one that `MESH_RUNTIME` names.
+    ///
+    /// # Panics
+    /// It names another one.
+    pub fn of_the_suite() -> Self {
+        let named = env::var_os("MESH_RUNTIME").unwrap_or_default();
+        match named.to_str() {
+            Some("async-std") => Self::AsyncStd,
+            Some("smol") => Self::Smol,
+            Some("tokio" | "") => Self::Tokio,
+            _ => panic!("MESH_RUNTIME is {named:?}: neither tokio nor async-std nor smol"),
+        }
+    }
+
+    /// As `MESH_RUNTIME` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AsyncStd => "async-std",
+            Self::Smol => "smol",
+            Self::Tokio => "tokio",
+        }
+    }
+
+    fn unsupported(self) -> ! {
+        panic!("the suite does not run on {} yet", self.name())
+    }
+}
+
+// What each adapter does in its own way.
+
+/// Runs a test's body: on tokio in a runtime of its own, of this thread.
+pub fn block_on<T>(body: impl Future<Output = T>) -> T {
+    match Kind::of_the_suite() {
+        Kind::Tokio => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime")
+            .block_on(body),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// A runtime on threads of its own, for tests that block: what runs there goes on while the test does something else.
+///
+/// Dropping it ends a runtime that can be ended; those of async-std and smol are the process's.
+#[derive(Debug)]
+pub struct Background {
+    tokio: tokio::runtime::Runtime,
+}
+
+impl Background {
+    /// Whether dropping one ends what runs there.
+    pub fn ends() -> bool {
+        match Kind::of_the_suite() {
+            Kind::Tokio => true,
+            Kind::AsyncStd | Kind::Smol => false,
+        }
+    }
+
+    /// Starts its threads, two of them where that is a choice.
+    pub fn start() -> Self {
+        let kind = Kind::of_the_suite();
+        match kind {
+            Kind::Tokio => Self {
+                tokio: tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .expect("a runtime"),
+            },
+            Kind::AsyncStd | Kind::Smol => kind.unsupported(),
+        }
+    }
+
+    /// Runs this to its end, and blocks the thread until then.
+    pub fn block_on<T>(&self, body: impl Future<Output = T>) -> T {
+        self.tokio.block_on(body)
+    }
+
+    /// [`spawn`], from outside.
+    pub fn spawn<F>(&self, future: F) -> Task<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.block_on(lazy(|_| spawn(future)))
+    }
+}
+
+/// The runtime that the caller runs in.
+///
+/// # Panics
+/// Outside of [`block_on`] and the tasks that began there.
+pub fn current() -> Arc<dyn Runtime> {
+    match Kind::of_the_suite() {
+        Kind::Tokio => Arc::new(TokioRuntime::current()),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// What clients connect by, to be given to `build_on` and `connect_on`.
+pub fn connector() -> Arc<dyn Connector> {
+    match Kind::of_the_suite() {
+        Kind::Tokio => Arc::new(TokioConnector::new()),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// A client, connected, as the adapter's `connect` has it.
+///
+/// # Errors
+/// As there.
+pub async fn connect(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
+    match Kind::of_the_suite() {
+        Kind::Tokio => builder.connect().await,
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// A client that is not connected yet, as the adapter's `build` has it.
+///
+/// # Errors
+/// As there.
+pub fn build_client(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
+    match Kind::of_the_suite() {
+        Kind::Tokio => builder.build(),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// A client, connected, for a program without a runtime, as the adapter's `connect_blocking` has it.
+///
+/// # Errors
+/// As there.
+pub fn connect_blocking(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
+    match Kind::of_the_suite() {
+        Kind::Tokio => builder.connect_blocking(),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// A server, as the adapter's `build` has it.
+pub fn build(builder: MeshServerBuilder) -> MeshServer {
+    match Kind::of_the_suite() {
+        Kind::Tokio => mesh_tokio::MeshServerBuilderExt::build(builder),
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    }
+}
+
+/// Lets a server serve a free port in the background, by the adapter's `serve_listener`: where, and the task.
+pub fn listen(server: &MeshServer) -> (SocketAddr, Task<()>) {
+    let (listener, addr) = free_port();
+    let server = server.clone();
+    let serving = match Kind::of_the_suite() {
+        Kind::Tokio => {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            spawn(async move { server.serve_listener(listener).await })
+        }
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    };
+    (addr, serving)
+}
+
+/// The same with TLS, by a certificate and its key in PEM.
+pub fn listen_tls(server: &MeshServer, certificate: &str, key: &str) -> (SocketAddr, Task<()>) {
+    let (listener, addr) = free_port();
+    let server = server.clone();
+    let serving = match Kind::of_the_suite() {
+        Kind::Tokio => {
+            let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes());
+            let tls = tls.expect("a certificate and its key");
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            spawn(async move { server.serve_listener_tls(listener, tls).await })
+        }
+        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+    };
+    (addr, serving)
+}
+
+fn free_port() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.set_nonblocking(true).expect("an option");
+    let addr = listener.local_addr().expect("an address");
+    (listener, addr)
+}
+
+// What follows from that.
+
+/// Lets a server serve a free port in the background; returns where.
+pub fn serve(server: &MeshServer) -> SocketAddr {
+    listen(server).0
+}
+
+/// Runs this in the background, on the runtime that the caller runs in.
+pub fn spawn<F>(future: F) -> Task<F::Output>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    let (send, output) = oneshot::channel();
+    let (future, abort) = abortable(future);
+    current().spawn(Box::pin(async move {
+        if let Ok(output) = future.await {
+            // Nobody may be waiting.
+            let _ = send.send(output);
+        }
+    }));
+    Task { output, abort }
+}
+
+/// What [`spawn`] began: a future of its output. Dropping it changes nothing.
+#[derive(Debug)]
+pub struct Task<T> {
+    output: oneshot::Receiver<T>,
+    abort: AbortHandle,
+}
+
+impl<T> Task<T> {
+    /// Drops the future where it waits, soon.
+    pub fn abort(&self) {
+        self.abort.abort();
+    }
+}
+
+impl<T> Future for Task<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        let output = self.output.poll_unpin(cx);
+        output.map(|output| output.expect("the task panicked, or was aborted"))
+    }
+}
+
+/// Waits.
+pub async fn sleep(time: Duration) {
+    let runtime = current();
+    runtime.sleep_until(runtime.now() + time).await;
+}
+
+/// It was not done in time.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Elapsed;
+
+/// Waits for this, but no longer than so.
+///
+/// # Errors
+/// The time is over; the future is dropped.
+pub async fn timeout<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+    match select(pin!(future), pin!(sleep(time))).await {
+        Either::Left((output, _)) => Ok(output),
+        Either::Right(_) => Err(Elapsed),
+    }
+}
+
+/// Runs what blocks on a thread of its own.
+pub async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (send, output) = oneshot::channel();
+    let thread = thread::spawn(move || {
+        // Nobody may be waiting.
+        let _ = send.send(work());
+    });
+    output.await.unwrap_or_else(|_| match thread.join() {
+        Err(panic) => resume_unwind(panic),
+        Ok(()) => unreachable!("it sends before it ends"),
+    })
+}
+
+/// A runtime that knows how many of its tasks and timers are alive. What an adapter starts without it is not counted, such
+/// as the tasks of a listener's connections.
+pub struct Counting {
+    runtime: Arc<dyn Runtime>,
+    tasks: Count,
+    timers: Count,
+}
+
+impl Counting {
+    /// Counts on top of the runtime that the caller runs in.
+    pub fn current() -> Arc<Self> {
+        Arc::new(Self {
+            runtime: current(),
+            tasks: Count::default(),
+            timers: Count::default(),
+        })
+    }
+
+    /// How many tasks are neither over nor dropped.
+    pub fn tasks(&self) -> usize {
+        self.tasks.alive()
+    }
+
+    /// How many timers are not dropped.
+    pub fn timers(&self) -> usize {
+        self.timers.alive()
+    }
+}
+
+impl fmt::Debug for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counting")
+            .field("tasks", &self.tasks())
+            .field("timers", &self.timers())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Runtime for Counting {
+    fn now(&self) -> Instant {
+        self.runtime.now()
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>> {
+        Box::pin(CountedTimer {
+            timer: self.runtime.sleep_until(deadline),
+            _one: self.timers.one(),
+        })
+    }
+
+    fn spawn(&self, task: driver::Task) {
+        let one = self.tasks.one();
+        self.runtime.spawn(Box::pin(async move {
+            task.await;
+            drop(one);
+        }));
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        self.runtime.seed()
+    }
+
+    fn inside(&self) -> bool {
+        self.runtime.inside()
+    }
+
+    fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
+        Ok(Arc::new(Self {
+            runtime: self.runtime.dedicated()?,
+            tasks: self.tasks.clone(),
+            timers: self.timers.clone(),
+        }))
+    }
+}
+
+#[derive(Clone, Default)]
+struct Count(Arc<AtomicUsize>);
+
+impl Count {
+    fn one(&self) -> One {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        One(Arc::clone(&self.0))
+    }
+
+    fn alive(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Something that is counted until it is dropped.
+struct One(Arc<AtomicUsize>);
+
+impl Drop for One {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct CountedTimer {
+    timer: Pin<Box<dyn Timer>>,
+    _one: One,
+}
+
+impl Future for CountedTimer {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+impl Timer for CountedTimer {
+    fn reset(mut self: Pin<&mut Self>, deadline: Instant) {
+        self.timer.as_mut().reset(deadline);
+    }
+}
