@@ -1,6 +1,7 @@
 //! The demo server as a process of its own (`demo-server.md`).
 
 use std::env;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::runtime::Kind;
 use crate::{Redis, Response, process, until_some};
 
 /// A running demo server; dropping it kills the process.
@@ -288,46 +290,80 @@ fn whole(said: &Arc<Mutex<String>>) -> String {
     })
 }
 
-/// The demo: `MESH_DEMO`, or the one of `mesh-tokio` beside this test, brought up to date once.
+/// The demo: `MESH_DEMO`, or the suite's runtime's, brought up to date once.
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(named) = env::var_os("MESH_DEMO") {
-            return named.into();
-        }
-        // target/[triple/]PROFILE/deps/this-test, or PROFILE/this-program
-        let this = env::current_exe().expect("the path of this test");
-        let beside = this.parent().expect("a directory");
-        let profile = match beside.parent() {
-            Some(profile) if beside.ends_with("deps") => profile,
-            _ => beside,
-        };
-        let name = match profile
-            .file_name()
-            .and_then(|name| name.to_str())
-            .expect("the name of a profile")
-        {
-            "debug" => "dev",
-            other => other,
-        };
-        // Without this a test would run against the demo of the day before.
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let mut build = Command::new(cargo);
-        build.args([
-            "build",
-            "--quiet",
-            "-p",
-            "mesh-tokio",
-            "--example",
-            "demo",
-            "--profile",
-            name,
-        ]);
-        build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
-        assert!(
-            build.status().expect("cargo runs").success(),
-            "the demo does not build"
-        );
-        profile.join("examples/demo")
+    PROGRAM.get_or_init(|| match env::var_os("MESH_DEMO") {
+        Some(named) => named.into(),
+        None => up_to_date(Kind::of_the_suite()),
     })
+}
+
+/// Builds the demo of a runtime; without this a test would run against that of the day before.
+///
+/// Cargo gives the demos of all runtimes one path. Each is copied to one of its own, under a lock that all tests of this profile
+/// hold from before the build until the copy is whole, and is there from one moment to the next: whoever runs, runs the
+/// right one. Only who builds another runtime's demo by hand at that very moment can get in between.
+fn up_to_date(kind: Kind) -> PathBuf {
+    let profile = profile();
+    let demos = profile.join("demos");
+    fs::create_dir_all(&demos).expect("a directory for the demos");
+    let lock = File::create(demos.join(".lock")).expect("a file to lock");
+    lock.lock().expect("the lock of the demos");
+    build(kind, &profile);
+    let (built, ours) = (profile.join("examples/demo"), demos.join(kind.name()));
+    let state = |path: &Path| {
+        let metadata = fs::metadata(path).ok()?;
+        Some((metadata.len(), metadata.modified().ok()?))
+    };
+    if state(&ours) != state(&built) {
+        // No link, for what cargo built may be written over. By a program of its own: a file that this process has open for writing
+        // cannot be run as long as a child that is just being started holds it as well.
+        let copy = demos.join(format!("{}.new", kind.name()));
+        let mut cp = Command::new("cp");
+        let copied = cp.arg("-p").args([&built, &copy]).status();
+        assert!(copied.expect("cp runs").success(), "no copy of the demo");
+        fs::rename(&copy, &ours).expect("the copy's name");
+    }
+    ours
+}
+
+/// `target/[triple/]PROFILE`, where this is `PROFILE/deps/this-test` or `PROFILE/this-program`.
+fn profile() -> PathBuf {
+    let this = env::current_exe().expect("the path of this test");
+    let beside = this.parent().expect("a directory");
+    match beside.parent() {
+        Some(profile) if beside.ends_with("deps") => profile.to_owned(),
+        _ => beside.to_owned(),
+    }
+}
+
+fn build(kind: Kind, profile: &Path) {
+    let name = match profile
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("the name of a profile")
+    {
+        "debug" => "dev",
+        other => other,
+    };
+    let package: &[&str] = match kind {
+        Kind::AsyncStd => &["mesh-async-std"],
+        Kind::Smol => &[
+            "mesh-async-std",
+            "--no-default-features",
+            "--features",
+            "smol",
+        ],
+        Kind::Tokio => &["mesh-tokio"],
+    };
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--example", "demo", "--profile", name]);
+    build.arg("-p").args(package);
+    build.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    assert!(
+        build.status().expect("cargo runs").success(),
+        "the demo does not build"
+    );
 }
