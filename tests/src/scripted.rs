@@ -138,20 +138,24 @@ impl Attempt {
 
     /// Accepts the client.
     #[track_caller]
-    pub fn accept(mut self) -> Peer {
+    pub fn accept(self) -> Peer {
+        self.accept_with(b"")
+    }
+
+    /// The same, with bytes that follow in the same packet.
+    #[track_caller]
+    pub fn accept_with(mut self, trailing: &[u8]) -> Peer {
         let accept = accept_of(&self.header("sec-websocket-key").expect("a key"));
         let (_, unread) = self.head();
         let mut peer = Peer {
             stream: self.stream,
             unread,
         };
-        peer.send_raw(
-            format!(
-                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Accept: {accept}\r\n\r\n"
-            )
-            .as_bytes(),
+        let head = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
         );
+        peer.send_raw(&[head.as_bytes(), trailing].concat());
         peer
     }
 
