@@ -156,9 +156,12 @@ fn a_program_without_a_runtime_can_use_a_client() {
     let reply: u32 = client.command_blocking("echo", 7, PATIENCE).unwrap();
     assert_eq!(reply, 7);
 
-    let inside = block_on(async { runtime::connect_blocking(builder()) });
+    let inside = builder();
+    let inside = background.spawn(async { runtime::connect_blocking(inside) });
+    let inside = background.block_on(inside);
     assert!(matches!(inside, Err(ConnectError::Usage(_))));
-    let inside = block_on(async { client.command_blocking::<_, u32>("echo", 7, PATIENCE) });
+    let inside = async move { client.command_blocking::<_, u32>("echo", 7, PATIENCE) };
+    let inside = background.block_on(background.spawn(inside));
     assert!(matches!(inside, Err(ClientError::Usage(_))));
 }
 

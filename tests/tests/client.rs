@@ -287,7 +287,9 @@ fn a_blocking_command_in_async_code_or_a_callback_fails_at_once() {
         // On a thread of its own the callback is not inside this test's runtime.
         let client = connect(builder(&server).dedicated_thread()).await;
         let started = Instant::now();
-        assert!(is_usage(client.command_blocking("x", (), PATIENCE)));
+        let theirs = client.clone();
+        let in_a_task = async move { is_usage(theirs.command_blocking("x", (), PATIENCE)) };
+        assert!(spawn(in_a_task).await);
         let (send, received) = mpsc::sync_channel(1);
         let theirs = client.clone();
         let _guard = client.on_with("news", move |_: Value| {

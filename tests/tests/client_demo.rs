@@ -14,7 +14,7 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use mesh_tests::prelude::*;
-use mesh_tests::runtime::{self, block_on, sleep};
+use mesh_tests::runtime::{self, block_on, sleep, spawn};
 use mesh_tests::{Demo, PATIENCE, RawClient};
 use serde_json::{Value, json};
 
@@ -346,7 +346,11 @@ fn a_blocking_command_inside_the_runtime_fails_at_once() {
         let demo = Demo::shared();
         let client = connect(builder(&demo)).await;
         let started = Instant::now();
-        let result = client.command_blocking::<_, Value>("never-responds", (), PATIENCE);
+        let result =
+            spawn(
+                async move { client.command_blocking::<_, Value>("never-responds", (), PATIENCE) },
+            );
+        let result = result.await;
         assert!(matches!(result, Err(ClientError::Usage(_))), "{result:?}");
         assert!(started.elapsed() < PATIENCE);
     });
