@@ -102,8 +102,10 @@ impl Demo {
     /// Runs a demo that must not come up, to its end.
     #[track_caller]
     pub fn fail(args: &[&str], port: &str) -> Outcome {
+        // Which may have to be built first.
+        let program = program();
         let started = Instant::now();
-        let (mut child, _redis) = spawn(program(), args, port);
+        let (mut child, _redis) = spawn(program, args, port);
         let stdout = collect(BufReader::new(child.stdout.take().expect("a pipe")));
         let stderr = collect(BufReader::new(child.stderr.take().expect("a pipe")));
         let deadline = started + Duration::from_secs(10);
