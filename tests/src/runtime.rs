@@ -97,16 +97,12 @@ impl Background {
         }
     }
 
-    /// Starts its threads, two of them where that is a choice.
+    /// Starts its threads, as many as there are cores.
     pub fn start() -> Self {
         let kind = Kind::of_the_suite();
         match kind {
             Kind::Tokio => Self {
-                tokio: tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .enable_all()
-                    .build()
-                    .expect("a runtime"),
+                tokio: tokio::runtime::Runtime::new().expect("a runtime"),
             },
             Kind::AsyncStd | Kind::Smol => kind.unsupported(),
         }
@@ -186,23 +182,23 @@ pub fn build(builder: MeshServerBuilder) -> MeshServer {
     }
 }
 
-/// Lets a server serve a free port in the background, by the adapter's `serve_listener`: where, and the task.
-pub fn listen(server: &MeshServer) -> (SocketAddr, Task<()>) {
-    let (listener, addr) = free_port();
+/// Lets a server serve in the background, by the adapter's `serve_listener`.
+pub fn serve_listener(server: &MeshServer, listener: TcpListener) -> Task<()> {
+    listener.set_nonblocking(true).expect("an option");
     let server = server.clone();
-    let serving = match Kind::of_the_suite() {
+    match Kind::of_the_suite() {
         Kind::Tokio => {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             spawn(async move { server.serve_listener(listener).await })
         }
         other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
-    };
-    (addr, serving)
+    }
 }
 
-/// The same with TLS, by a certificate and its key in PEM.
+/// Lets a server serve a free port with TLS, by a certificate and its key in PEM: where, and the task.
 pub fn listen_tls(server: &MeshServer, certificate: &str, key: &str) -> (SocketAddr, Task<()>) {
     let (listener, addr) = free_port();
+    listener.set_nonblocking(true).expect("an option");
     let server = server.clone();
     let serving = match Kind::of_the_suite() {
         Kind::Tokio => {
@@ -218,14 +214,19 @@ pub fn listen_tls(server: &MeshServer, certificate: &str, key: &str) -> (SocketA
 
 fn free_port() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.set_nonblocking(true).expect("an option");
     let addr = listener.local_addr().expect("an address");
     (listener, addr)
 }
 
 // What follows from that.
 
-/// Lets a server serve a free port in the background; returns where.
+/// Lets a server serve a free port in the background: where, and the task.
+pub fn listen(server: &MeshServer) -> (SocketAddr, Task<()>) {
+    let (listener, addr) = free_port();
+    (addr, serve_listener(server, listener))
+}
+
+/// The same for who needs no more than where.
 pub fn serve(server: &MeshServer) -> SocketAddr {
     listen(server).0
 }

@@ -5,13 +5,13 @@
 
 use std::env;
 use std::io::Write;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 
-use mesh_tokio::prelude::*;
+use mesh_tests::prelude::*;
+use mesh_tests::runtime::{self, Background};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,8 +27,13 @@ struct Broadcast {
     payload: Box<RawValue>,
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> Result<()> {
+    Background::start().block_on(run())
+}
+
+async fn run() -> Result<()> {
     let args: Vec<String> = env::args().collect();
     let option = |name: &str| {
         let mut values = args.windows(2).filter(|pair| pair[0] == name);
@@ -36,7 +41,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     };
     let port: u16 = option("--port").ok_or("--port is needed")?.parse()?;
     let redis = mesh_redis::connect(option("--redis").ok_or("--redis is needed")?).await?;
-    let server = MeshServer::builder().backend(redis).build();
+    let server = runtime::build(MeshServer::builder().backend(redis));
     server.register_command("join-room", async |ctx: Context<Room>| {
         let room = &ctx.payload.room_name;
         ctx.server.add_to_room(room, &ctx.connection).await?;
@@ -59,9 +64,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(members)
     });
     server.start().await?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let line = format!("listening on ws://{}\n", listener.local_addr()?);
     std::io::stdout().write_all(line.as_bytes())?;
-    server.serve_listener(listener).await;
+    runtime::serve_listener(&server, listener).await;
     Ok(())
 }
