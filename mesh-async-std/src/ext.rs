@@ -16,7 +16,7 @@ use mesh_client_core::driver::{ClientBuilder, ConnectError, MeshClient, Result};
 #[cfg(feature = "tls")]
 use mesh_core::driver::tls::ServerTls;
 use mesh_core::driver::{
-    ConnectInfo, MeshServer, MeshServerBuilder, Runtime, Socket, http1::ToHyper, inside,
+    ConnectInfo, MeshServer, MeshServerBuilder, Runtime, Socket, http1::ToHyper,
 };
 
 use crate::{
@@ -270,8 +270,8 @@ pub trait ClientBuilderExt {
     /// ```
     ///
     /// # Errors
-    /// As [`connect`](Self::connect); [`ConnectError::Usage`] at once in a task of async-std's, or in any handler or callback of mesh, which
-    /// it would block. Other tasks are not known to be such on smol.
+    /// As [`connect`](Self::connect); [`ConnectError::Usage`] at once in a task of async-std's or of `smol::spawn`'s, or in any handler or
+    /// callback of mesh, which it would block.
     fn connect_blocking(self) -> Result<MeshClient, ConnectError>;
 }
 
@@ -291,7 +291,7 @@ impl ClientBuilderExt for ClientBuilder {
     }
 
     fn connect_blocking(self) -> Result<MeshClient, ConnectError> {
-        if inside::is_inside() || AsyncIoRuntime::current().inside() {
+        if AsyncIoRuntime::current().inside() {
             return Err(ConnectError::Usage(
                 "connect_blocking would block an async task, a handler or a callback; await connect() instead",
             ));

@@ -4,13 +4,13 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::Instant,
 };
 
 use async_executor::Executor;
-use mesh_core::driver::{Runtime, Task, Timer};
+use mesh_core::driver::{Runtime, Task, Timer, inside};
 
 use crate::thread::ThreadRuntime;
 
@@ -38,7 +38,8 @@ enum Spawner {
     AsyncStd,
     #[cfg(feature = "smol")]
     Smol,
-    Executor(Arc<Executor<'static>>),
+    /// Weak, for what runs on it holds this.
+    Executor(Weak<Executor<'static>>),
 }
 
 impl AsyncIoRuntime {
@@ -73,8 +74,11 @@ impl AsyncIoRuntime {
         }
     }
 
-    /// Spawns on an executor of the caller's, who runs it on as many threads as there shall be. Dropping the executor drops what mesh has
-    /// on it.
+    /// Spawns on an executor of the caller's, who runs it on as many threads as there shall be. Once its last handle is dropped, so is what
+    /// mesh has on it, and what it would spawn.
+    ///
+    /// A thread that runs it may hold a guard of [`inside::enter`](mesh_core::driver::inside::enter), so that blocking calls of a client fail there
+    /// at once.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -84,13 +88,13 @@ impl AsyncIoRuntime {
     ///
     /// # fn main() -> mesh_async_std::Result<()> {
     /// let executor = Arc::new(Executor::new());
-    /// let server = MeshServer::builder().build_on(Arc::new(AsyncIoRuntime::on(Arc::clone(&executor))));
+    /// let server = MeshServer::builder().build_on(Arc::new(AsyncIoRuntime::on(&executor)));
     /// async_io::block_on(executor.run(async { server.start().await }))?;
     /// # Ok(()) }
     /// ```
-    pub fn on(executor: Arc<Executor<'static>>) -> Self {
+    pub fn on(executor: &Arc<Executor<'static>>) -> Self {
         Self {
-            spawner: Spawner::Executor(executor),
+            spawner: Spawner::Executor(Arc::downgrade(executor)),
         }
     }
 }
@@ -114,7 +118,11 @@ impl Runtime for AsyncIoRuntime {
             // Dropping the handle would cancel the task.
             #[cfg(feature = "smol")]
             Spawner::Smol => smol::spawn(task).detach(),
-            Spawner::Executor(executor) => executor.spawn(task).detach(),
+            Spawner::Executor(executor) => {
+                if let Some(executor) = executor.upgrade() {
+                    executor.spawn(task).detach();
+                }
+            }
         }
     }
 
@@ -128,17 +136,29 @@ impl Runtime for AsyncIoRuntime {
         seed
     }
 
-    /// async-std tells; smol and executors do not, so that only mesh's own tasks are known there.
+    /// async-std tells. The threads of `smol::spawn` are known by their names; others, such as those in `smol::block_on`, are not.
     fn inside(&self) -> bool {
         #[cfg(feature = "async-std")]
-        return async_std::task::try_current().is_some();
-        #[cfg(not(feature = "async-std"))]
-        false
+        if async_std::task::try_current().is_some() {
+            return true;
+        }
+        #[cfg(feature = "smol")]
+        if is_smols(std::thread::current().name()) {
+            return true;
+        }
+        inside::is_inside()
     }
 
     fn dedicated(&self) -> io::Result<Arc<dyn Runtime>> {
         Ok(ThreadRuntime::start()?)
     }
+}
+
+/// Whether it is the name of a thread of `smol::spawn`: `smol-1` and so on.
+#[cfg(feature = "smol")]
+fn is_smols(name: Option<&str>) -> bool {
+    let number = name.and_then(|name| name.strip_prefix("smol-"));
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
 /// An [`async_io::Timer`], which looks at the clock before it fires and so is never early.
@@ -170,16 +190,7 @@ mod tests {
     use super::*;
 
     /// Every way to spawn that is built.
-    fn runtimes() -> Vec<AsyncIoRuntime> {
-        let executor = Arc::new(Executor::new());
-        std::thread::spawn({
-            let executor = Arc::downgrade(&executor);
-            move || {
-                while let Some(executor) = executor.upgrade() {
-                    block_on(executor.tick());
-                }
-            }
-        });
+    fn runtimes(executor: &Arc<Executor<'static>>) -> Vec<AsyncIoRuntime> {
         vec![
             #[cfg(feature = "async-std")]
             AsyncIoRuntime::async_std(),
@@ -230,14 +241,15 @@ mod tests {
 
     #[test]
     fn a_spawned_task_runs_though_nothing_holds_it() {
-        for runtime in runtimes() {
+        let executor = Arc::new(Executor::new());
+        for runtime in runtimes(&executor) {
             let (done, is_done) = oneshot::channel();
             let timer = runtime.sleep_until(runtime.now() + Duration::from_millis(1));
             runtime.spawn(Box::pin(async move {
                 timer.await;
                 done.send(()).unwrap();
             }));
-            block_on(is_done).unwrap_or_else(|_| panic!("cancelled on {runtime:?}"));
+            block_on(executor.run(is_done)).unwrap_or_else(|_| panic!("cancelled on {runtime:?}"));
         }
     }
 
@@ -247,6 +259,41 @@ mod tests {
         let runtime = AsyncIoRuntime::async_std();
         assert!(!runtime.inside());
         assert!(async_std::task::block_on(async { runtime.inside() }));
+    }
+
+    #[cfg(feature = "smol")]
+    #[test]
+    fn a_thread_is_inside_where_smols_executor_runs() {
+        let runtime = Arc::new(AsyncIoRuntime::smol());
+        assert!(!runtime.inside());
+        let (tell, told) = oneshot::channel();
+        let theirs = Arc::clone(&runtime);
+        smol::spawn(async move { tell.send(theirs.inside()) }).detach();
+        assert!(block_on(told).unwrap());
+        for other in [None, Some("mesh"), Some("smol-"), Some("smol-reader")] {
+            assert!(!is_smols(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn an_executor_takes_its_tasks_with_it() {
+        let executor = Arc::new(Executor::new());
+        let runtime = AsyncIoRuntime::on(&executor);
+        let (held, mut dropped) = oneshot::channel::<()>();
+        runtime.spawn(Box::pin({
+            let runtime = runtime.clone();
+            async move {
+                let _held = held;
+                runtime
+                    .sleep_until(runtime.now() + Duration::from_secs(3_600))
+                    .await;
+            }
+        }));
+        assert!(executor.try_tick());
+        assert!(dropped.try_recv().is_ok());
+        drop(executor);
+        assert!(dropped.try_recv().is_err());
+        runtime.spawn(Box::pin(async { panic!("nothing runs it") }));
     }
 
     #[cfg(all(feature = "async-std", feature = "smol"))]

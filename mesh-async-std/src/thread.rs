@@ -13,7 +13,7 @@ use std::{
 use async_executor::Executor;
 use futures_channel::mpsc;
 use futures_util::StreamExt;
-use mesh_core::driver::{Runtime, Task, Timer};
+use mesh_core::driver::{Runtime, Task, Timer, inside};
 
 use crate::runtime::AsyncIoRuntime;
 
@@ -38,11 +38,12 @@ impl ThreadRuntime {
 
     fn start_joinable() -> io::Result<(Arc<Self>, thread::JoinHandle<()>)> {
         let executor = Arc::new(Executor::new());
-        let runtime = AsyncIoRuntime::on(Arc::clone(&executor));
+        let runtime = AsyncIoRuntime::on(&executor);
         let (alive, mut dead) = mpsc::channel(0);
         let thread = thread::Builder::new()
             .name("mesh".to_owned())
             .spawn(move || {
+                let _inside = inside::enter();
                 // A task that panics comes out here; the others go on.
                 let mut run = || async_io::block_on(executor.run(dead.next()));
                 while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {}

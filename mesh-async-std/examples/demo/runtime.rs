@@ -57,7 +57,8 @@ mod smol {
     });
 
     pub(crate) fn block_on<T: Send + 'static>(run: impl Future<Output = T> + Send + 'static) -> T {
-        smol::block_on(EXECUTOR.spawn(run))
+        // Without a look at the sockets, which are for the threads that handle what comes from them.
+        smol::future::block_on(EXECUTOR.spawn(run))
     }
 
     pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
@@ -65,6 +66,6 @@ mod smol {
     }
 
     pub(crate) fn build(builder: MeshServerBuilder) -> MeshServer {
-        builder.build_on(Arc::new(AsyncIoRuntime::on(Arc::clone(&EXECUTOR))))
+        builder.build_on(Arc::new(AsyncIoRuntime::on(&EXECUTOR)))
     }
 }
