@@ -4,12 +4,15 @@
 //! `match` on [`Kind`] is a place where an adapter is plugged in. A test is `#[test] fn name() { block_on(async { … }) }`,
 //! or holds a [`Background`] where it blocks itself, as [`RawClient`](crate::RawClient) does.
 
+use std::cell::RefCell;
+use std::convert::Infallible;
 use std::env;
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::panic::resume_unwind;
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +20,14 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use futures_channel::oneshot;
-use futures_util::FutureExt;
+use futures_channel::{mpsc, oneshot};
 use futures_util::future::{AbortHandle, Either, abortable, lazy, select};
+use futures_util::{FutureExt, StreamExt};
+use mesh_async_std::{self as on_async_io, Async, AsyncIoConnector, AsyncIoRuntime};
 use mesh_client_core::driver::{ClientBuilder, ConnectError, Connector, MeshClient};
 use mesh_core::driver::{self, MeshServer, MeshServerBuilder, Runtime, Timer};
-use mesh_tokio::{
-    ClientBuilderExt as _, MeshServerExt as _, ServerTls, TokioConnector, TokioRuntime,
-};
+use mesh_tokio::{self as on_tokio, ServerTls, TokioConnector, TokioRuntime};
+use smol::Executor;
 
 /// The runtimes that mesh has an adapter for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -60,57 +63,61 @@ impl Kind {
             Self::Tokio => "tokio",
         }
     }
-
-    fn unsupported(self) -> ! {
-        panic!("the suite does not run on {} yet", self.name())
-    }
 }
 
 // What each adapter does in its own way.
 
-/// Runs a test's body: on tokio in a runtime of its own, of this thread.
+/// Runs a test's body: on tokio in a runtime of its own, of this thread; else with the tasks on the process's executor.
 pub fn block_on<T>(body: impl Future<Output = T>) -> T {
     match Kind::of_the_suite() {
+        Kind::AsyncStd => async_std::task::block_on(body),
+        Kind::Smol => smol::block_on(body),
         Kind::Tokio => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .expect("a runtime")
             .block_on(body),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
     }
 }
 
 /// A runtime on threads of its own, for tests that block: what runs there goes on while the test does something else.
 ///
-/// Dropping it ends a runtime that can be ended; those of async-std and smol are the process's.
+/// Dropping it ends a runtime that can be ended; that of async-std is the process's.
 #[derive(Debug)]
-pub struct Background {
-    tokio: tokio::runtime::Runtime,
+pub struct Background(Threads);
+
+#[derive(Debug)]
+enum Threads {
+    AsyncStd,
+    Smol(SmolThreads),
+    Tokio(tokio::runtime::Runtime),
 }
 
 impl Background {
     /// Whether dropping one ends what runs there.
     pub fn ends() -> bool {
         match Kind::of_the_suite() {
-            Kind::Tokio => true,
-            Kind::AsyncStd | Kind::Smol => false,
+            Kind::Smol | Kind::Tokio => true,
+            Kind::AsyncStd => false,
         }
     }
 
     /// Starts its threads, as many as there are cores.
     pub fn start() -> Self {
-        let kind = Kind::of_the_suite();
-        match kind {
-            Kind::Tokio => Self {
-                tokio: tokio::runtime::Runtime::new().expect("a runtime"),
-            },
-            Kind::AsyncStd | Kind::Smol => kind.unsupported(),
-        }
+        Self(match Kind::of_the_suite() {
+            Kind::AsyncStd => Threads::AsyncStd,
+            Kind::Smol => Threads::Smol(SmolThreads::start()),
+            Kind::Tokio => Threads::Tokio(tokio::runtime::Runtime::new().expect("a runtime")),
+        })
     }
 
     /// Runs this to its end, and blocks the thread until then.
     pub fn block_on<T>(&self, body: impl Future<Output = T>) -> T {
-        self.tokio.block_on(body)
+        match &self.0 {
+            Threads::AsyncStd => async_std::task::block_on(body),
+            Threads::Smol(threads) => threads.block_on(body),
+            Threads::Tokio(tokio) => tokio.block_on(body),
+        }
     }
 
     /// [`spawn`], from outside.
@@ -122,22 +129,84 @@ impl Background {
     }
 }
 
+thread_local! {
+    /// The executor of the [`SmolThreads`] that this thread belongs to, or waits for.
+    static EXECUTOR: RefCell<Option<Arc<Executor<'static>>>> = const { RefCell::new(None) };
+}
+
+/// An executor of one's own on threads of its own, as an application on smol has it.
+#[derive(Debug)]
+struct SmolThreads {
+    executor: Arc<Executor<'static>>,
+    /// One for each thread, which ends with it.
+    alive: Vec<mpsc::Sender<Infallible>>,
+    threads: Vec<thread::JoinHandle<()>>,
+}
+
+impl SmolThreads {
+    fn start() -> Self {
+        let executor = Arc::new(Executor::new());
+        let count = thread::available_parallelism().map_or(1, NonZero::get);
+        let (alives, threads): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| {
+                let (alive, mut dead) = mpsc::channel::<Infallible>(0);
+                let executor = Arc::clone(&executor);
+                let thread = thread::spawn(move || {
+                    let _inside = driver::inside::enter();
+                    EXECUTOR.set(Some(Arc::clone(&executor)));
+                    // A task that panics comes out here; the others go on.
+                    let mut run = || smol::block_on(executor.run(dead.next()));
+                    while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {}
+                    EXECUTOR.set(None);
+                });
+                (alive, thread)
+            })
+            .unzip();
+        Self {
+            executor,
+            alive: alives,
+            threads,
+        }
+    }
+
+    fn block_on<T>(&self, body: impl Future<Output = T>) -> T {
+        let before = EXECUTOR.replace(Some(Arc::clone(&self.executor)));
+        let output = smol::block_on(body);
+        EXECUTOR.set(before);
+        output
+    }
+}
+
+impl Drop for SmolThreads {
+    fn drop(&mut self) {
+        self.alive.clear();
+        for thread in self.threads.drain(..) {
+            // The threads catch what panics in them.
+            let _ = thread.join();
+        }
+    }
+}
+
 /// The runtime that the caller runs in.
 ///
 /// # Panics
-/// Outside of [`block_on`] and the tasks that began there.
+/// On tokio outside of [`block_on`] and the tasks that began there.
 pub fn current() -> Arc<dyn Runtime> {
     match Kind::of_the_suite() {
+        Kind::AsyncStd => Arc::new(AsyncIoRuntime::async_std()),
+        Kind::Smol => Arc::new(EXECUTOR.with_borrow(|executor| match executor {
+            Some(executor) => AsyncIoRuntime::on(executor),
+            None => AsyncIoRuntime::smol(),
+        })),
         Kind::Tokio => Arc::new(TokioRuntime::current()),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
     }
 }
 
 /// What clients connect by, to be given to `build_on` and `connect_on`.
 pub fn connector() -> Arc<dyn Connector> {
     match Kind::of_the_suite() {
+        Kind::AsyncStd | Kind::Smol => Arc::new(AsyncIoConnector::new()),
         Kind::Tokio => Arc::new(TokioConnector::new()),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
     }
 }
 
@@ -147,8 +216,10 @@ pub fn connector() -> Arc<dyn Connector> {
 /// As there.
 pub async fn connect(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
     match Kind::of_the_suite() {
-        Kind::Tokio => builder.connect().await,
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd => on_async_io::ClientBuilderExt::connect(builder).await,
+        // In its place, which also knows of an executor of one's own.
+        Kind::Smol => builder.connect_on(current(), connector()).await,
+        Kind::Tokio => on_tokio::ClientBuilderExt::connect(builder).await,
     }
 }
 
@@ -158,8 +229,9 @@ pub async fn connect(builder: ClientBuilder) -> Result<MeshClient, ConnectError>
 /// As there.
 pub fn build_client(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
     match Kind::of_the_suite() {
-        Kind::Tokio => builder.build(),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd => on_async_io::ClientBuilderExt::build(builder),
+        Kind::Smol => builder.build_on(current(), connector()),
+        Kind::Tokio => on_tokio::ClientBuilderExt::build(builder),
     }
 }
 
@@ -169,16 +241,17 @@ pub fn build_client(builder: ClientBuilder) -> Result<MeshClient, ConnectError> 
 /// As there.
 pub fn connect_blocking(builder: ClientBuilder) -> Result<MeshClient, ConnectError> {
     match Kind::of_the_suite() {
-        Kind::Tokio => builder.connect_blocking(),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd | Kind::Smol => on_async_io::ClientBuilderExt::connect_blocking(builder),
+        Kind::Tokio => on_tokio::ClientBuilderExt::connect_blocking(builder),
     }
 }
 
 /// A server, as the adapter's `build` has it.
 pub fn build(builder: MeshServerBuilder) -> MeshServer {
     match Kind::of_the_suite() {
-        Kind::Tokio => mesh_tokio::MeshServerBuilderExt::build(builder),
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd => on_async_io::MeshServerBuilderExt::build(builder),
+        Kind::Smol => builder.build_on(current()),
+        Kind::Tokio => on_tokio::MeshServerBuilderExt::build(builder),
     }
 }
 
@@ -189,9 +262,14 @@ pub fn serve_listener(server: &MeshServer, listener: TcpListener) -> Task<()> {
     match Kind::of_the_suite() {
         Kind::Tokio => {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
-            spawn(async move { server.serve_listener(listener).await })
+            spawn(async move { on_tokio::MeshServerExt::serve_listener(&server, listener).await })
         }
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd | Kind::Smol => {
+            let listener = Async::new(listener).expect("a listener");
+            spawn(
+                async move { on_async_io::MeshServerExt::serve_listener(&server, listener).await },
+            )
+        }
     }
 }
 
@@ -200,14 +278,19 @@ pub fn listen_tls(server: &MeshServer, certificate: &str, key: &str) -> (SocketA
     let (listener, addr) = free_port();
     listener.set_nonblocking(true).expect("an option");
     let server = server.clone();
+    let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes());
+    let tls = tls.expect("a certificate and its key");
     let serving = match Kind::of_the_suite() {
         Kind::Tokio => {
-            let tls = ServerTls::from_pem(certificate.as_bytes(), key.as_bytes());
-            let tls = tls.expect("a certificate and its key");
+            use on_tokio::MeshServerExt;
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             spawn(async move { server.serve_listener_tls(listener, tls).await })
         }
-        other @ (Kind::AsyncStd | Kind::Smol) => other.unsupported(),
+        Kind::AsyncStd | Kind::Smol => {
+            use on_async_io::MeshServerExt;
+            let listener = Async::new(listener).expect("a listener");
+            spawn(async move { server.serve_listener_tls(listener, tls).await })
+        }
     };
     (addr, serving)
 }
@@ -304,8 +387,7 @@ pub async fn unblock<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
     })
 }
 
-/// A runtime that knows how many of its tasks and timers are alive. What an adapter starts without it is not counted, such
-/// as the tasks of a listener's connections.
+/// A runtime that knows how many of its tasks and timers are alive.
 pub struct Counting {
     runtime: Arc<dyn Runtime>,
     tasks: Count,

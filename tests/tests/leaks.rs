@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, mpsc};
 
 use futures_util::future::{Either, join_all, select};
 use mesh_tests::prelude::*;
-use mesh_tests::runtime::{self, Background, Counting, Task, block_on, connector};
+use mesh_tests::runtime::{self, Background, Counting, Kind, Task, block_on, connector};
 use mesh_tests::{PATIENCE, RawClient, Redis, RedisClient, Scripted, until};
 use serde_json::json;
 
@@ -457,13 +457,19 @@ fn with_its_runtime_everything_ends_in_full_swing() {
     for counting in [&counting, &clients_counting] {
         assert_eq!((counting.tasks(), counting.timers()), (0, 0));
     }
-    until("no connection to Redis is left", || {
-        connections(&mut client) == 0
-    });
+    if Kind::of_the_suite() == Kind::Tokio {
+        until("no connection to Redis is left", || {
+            connections(&mut client) == 0
+        });
+    }
     let late = clients[0].command_blocking::<_, bool>("mesh/noop", json!({}), PATIENCE);
     assert_eq!(late, Err(ClientError::Closed));
     // A handle of tokio's own keeps what the runtime hears signals by.
     drop((server, clients, counting, clients_counting, listening));
     assert_eq!(Arc::strong_count(&lives), 1);
-    assert_eq!(sockets(), before);
+    // On smol, mesh-redis is on the executor of `smol::spawn`, which is not the one that ended, and goes with its last handle.
+    until("no connection to Redis is left", || {
+        connections(&mut client) == 0
+    });
+    until("no socket is left", || sockets() == before);
 }
