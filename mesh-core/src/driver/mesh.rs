@@ -28,6 +28,9 @@ use crate::{
 ///
 /// Cheap to clone, and the same type on every runtime. Methods that reach other instances are async and fail
 /// with [`ServerError::Backend`] while the backend cannot be reached.
+///
+/// [`shutdown`](Self::shutdown) ends it. Without that it lives as long as a handle, and each listener and each connection has one; once the last
+/// is gone its tasks end and its backend is dropped, which tells nobody: other instances know of it when its lease is over.
 #[derive(Clone)]
 pub struct MeshServer {
     pub(super) inner: Arc<Inner>,
