@@ -158,6 +158,9 @@
 //! | `cluster` (default) | [`Builder::cluster`] |
 //! | `tls`, `smol-tls` | `rediss://` on that runtime, by rustls with ring |
 //!
+//! `smol` is for async-std as well: sockets and timers are async-io's on both. Its tasks are on the executor of `smol::spawn`, whichever
+//! executor the server has, and end with the backend's last handle.
+//!
 //! [`Notice::Lost`]: mesh_core::backend::Notice::Lost
 //! [`Notice::Restored`]: mesh_core::backend::Notice::Restored
 //! [`Notice::RoomsLeft`]: mesh_core::backend::Notice::RoomsLeft
