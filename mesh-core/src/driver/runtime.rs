@@ -23,7 +23,7 @@ pub trait Runtime: Debug + Send + Sync + 'static {
     /// Runs `task` to its end in the background.
     ///
     /// There is no handle, so nothing is cancelled by dropping one. It only queues the task, as a task's waker does: whoever calls either may
-    /// hold a lock that the task wants.
+    /// hold a lock that the task wants. A runtime that has ended drops it.
     fn spawn(&self, task: Task);
 
     /// Fresh entropy, drawn once per machine and passed to its constructor.
@@ -78,6 +78,6 @@ impl Runtime for Marked {
 /// A timer of a [`Runtime`]: a future that is ready once its deadline has passed.
 pub trait Timer: Future<Output = ()> + Send {
     /// Moves the deadline; the future may then be polled again, even if it was ready before. Who resets it polls it again, for a waker that it
-    /// had may be forgotten.
+    /// had may be forgotten. Polled after it was ready, without a reset, it may be ready again or never.
     fn reset(self: Pin<&mut Self>, deadline: Instant);
 }

@@ -50,13 +50,19 @@ async fn serve_when_upgraded(
 ) {
     let runtime = &server.inner.runtime;
     let in_time = runtime.sleep_until(runtime.now() + server.limits().handshake_time_max);
-    match select(on_upgrade, in_time).await {
-        Either::Left((Ok(upgraded), _)) => {
-            let socket = take_back(&server, upgraded)
-                .unwrap_or_else(|upgraded| server.socket(FromHyper(upgraded), &[]));
-            server.serve(admission, socket).await;
+    let upgraded = match select(on_upgrade, in_time).await {
+        Either::Left((Ok(upgraded), _)) => upgraded,
+        Either::Left((Err(error), _)) => {
+            tracing::debug!(%error, "the stream was not upgraded");
+            return;
         }
-        Either::Left((Err(error), _)) => tracing::debug!(%error, "the stream was not upgraded"),
-        Either::Right(_) => tracing::debug!("the stream was not upgraded in time"),
-    }
+        Either::Right(_) => {
+            tracing::debug!("the stream was not upgraded in time");
+            return;
+        }
+    };
+    // The timer is gone: a connection has none of its own.
+    let socket = take_back(&server, upgraded)
+        .unwrap_or_else(|upgraded| server.socket(FromHyper(upgraded), &[]));
+    server.serve(admission, socket).await;
 }
