@@ -68,7 +68,8 @@ pub trait MeshServerExt {
         address: impl ToSocketAddrs + Send + 'static,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// The same for a listener that is there already, so that its address can be asked for first: async-io's, or smol's `net::TcpListener`.
+    /// The same for a listener that is there already, so that its address can be asked for first: async-io's, or smol's `net::TcpListener`. One of
+    /// the standard library becomes async-io's by `Async::new`; async-std's gives none away.
     ///
     /// ```no_run
     /// use std::net::TcpListener;
@@ -107,8 +108,31 @@ pub trait MeshServerExt {
     ) -> impl Future<Output = ()> + Send;
 
     /// Answers a request to upgrade that came to another HTTP server built on hyper, and serves the stream once that server hands it over.
-    /// Nothing of hyper stays in the connection where it was given the stream as `ToHyper(Io(stream))`, with [`ToHyper`] and an
-    /// [`Async<TcpStream>`](Async).
+    ///
+    /// [`ToHyper`] lends streams of futures-io to hyper. Nothing of hyper stays in the connection where the stream is an
+    /// [`Async<TcpStream>`](Async), as here:
+    ///
+    /// ```no_run
+    /// use std::{convert::Infallible, io, net::TcpListener};
+    ///
+    /// use http_body_util::Full;
+    /// use hyper::{server::conn::http1, service::service_fn};
+    /// use mesh_async_std::{Async, Io, ToHyper, prelude::*};
+    ///
+    /// # #[cfg(feature = "async-std")]
+    /// async fn serve(mesh: MeshServer, listener: Async<TcpListener>) -> io::Result<()> {
+    ///     loop {
+    ///         let (stream, remote) = listener.accept().await?;
+    ///         let mesh = mesh.clone();
+    ///         let route = service_fn(move |request| {
+    ///             let mesh = mesh.clone();
+    ///             async move { Ok::<_, Infallible>(mesh.upgrade(request, remote).await.map(Full::new)) }
+    ///         });
+    ///         let connection = http1::Builder::new().serve_connection(ToHyper(Io(stream)), route);
+    ///         async_std::task::spawn(connection.with_upgrades());
+    ///     }
+    /// }
+    /// ```
     ///
     /// A request that is no upgrade, or is not let in, gets the answer that a listener of mesh's own would give; one that is not decided
     /// about within [`handshake_time_max`](mesh_core::protocol::Limits::handshake_time_max) gets 503.

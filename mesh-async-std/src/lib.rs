@@ -78,7 +78,7 @@ pub use mesh_core::{
         Connections, Context, Expose, Fault, FromPayload, Handler, Health, Interceptor,
         IntoPayload, Limits, Membership, MeshServer, MeshServerBuilder, Metrics, Outcome, Pattern,
         PatternError, Payload, Record, Refusal, Registration, Rooms, ServerError, Session,
-        UpgradeRequest, Verdict,
+        UpgradeRequest, Verdict, http1::ToHyper,
     },
     protocol::{Dialect, EncodeError},
 };

@@ -43,14 +43,14 @@ enum Spawner {
 }
 
 impl AsyncIoRuntime {
-    /// async-std where its feature is on, else smol. With both: async-std where the caller runs in a task of async-std's, else smol, as
-    /// mesh-redis decides.
+    /// async-std where its feature is on, else smol. With both, as where two crates of one program want one each, it is async-std but on a
+    /// thread of `smol::spawn`; [`async_std`](Self::async_std), [`smol`](Self::smol) and [`on`](Self::on) leave nothing to that.
     pub fn current() -> Self {
         #[cfg(all(feature = "async-std", feature = "smol"))]
-        return if async_std::task::try_current().is_some() {
-            Self::async_std()
-        } else {
+        return if is_smols(std::thread::current().name()) {
             Self::smol()
+        } else {
+            Self::async_std()
         };
         #[cfg(all(feature = "async-std", not(feature = "smol")))]
         return Self::async_std();
@@ -75,7 +75,8 @@ impl AsyncIoRuntime {
     }
 
     /// Spawns on an executor of the caller's, who runs it on as many threads as there shall be. Once its last handle is dropped, so is what
-    /// mesh has on it, and what it would spawn.
+    /// a server or a client has on it, and what it would spawn. The connections of mesh-redis are on the executor of `smol::spawn` in any
+    /// case, and end with the backend.
     ///
     /// A thread that runs it may hold a guard of [`inside::enter`](mesh_core::driver::inside::enter), so that blocking calls of a client fail there
     /// at once.
@@ -299,12 +300,11 @@ mod tests {
     #[cfg(all(feature = "async-std", feature = "smol"))]
     #[test]
     fn with_both_the_caller_decides() {
-        let here = || AsyncIoRuntime::current().spawner;
-        assert!(matches!(
-            async_std::task::block_on(async { here() }),
-            Spawner::AsyncStd
-        ));
-        assert!(matches!(smol::block_on(async { here() }), Spawner::Smol));
+        let here = async || AsyncIoRuntime::current().spawner;
+        assert!(matches!(block_on(here()), Spawner::AsyncStd));
+        let spawned = async_std::task::spawn(here());
+        assert!(matches!(block_on(spawned), Spawner::AsyncStd));
+        assert!(matches!(block_on(smol::spawn(here())), Spawner::Smol));
     }
 
     #[test]

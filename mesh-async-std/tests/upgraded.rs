@@ -1,4 +1,4 @@
-//! Streams that another server upgraded.
+//! Routes of a server of hyper's. Streams that speak WebSocket already are in the conformance suite (`tests/tests/upgraded.rs`), for all runtimes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::{
@@ -21,8 +21,8 @@ use hyper::{
     server::conn::http1,
     service::service_fn,
 };
-use mesh_async_std::{Async, AsyncIoRuntime, ConnectInfo, Io, prelude::*};
-use mesh_core::driver::{Runtime, http1::ToHyper};
+use mesh_async_std::{Async, AsyncIoRuntime, Io, ToHyper, prelude::*};
+use mesh_core::driver::Runtime;
 
 /// How long anything may take before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -208,41 +208,5 @@ fn a_decision_that_never_comes_ends_with_the_time_of_a_handshake() {
         stream.write_all(UPGRADE.as_bytes()).unwrap();
         let answer = read_until(&mut stream, "\r\n\r\n");
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-    }
-}
-
-/// Whatever a runtime calls a TCP stream.
-fn serve_accepted<S>(runtime: &Arc<dyn Runtime>, into: impl FnOnce(TcpStream) -> S) -> TcpStream
-where
-    S: futures_io::AsyncRead + futures_io::AsyncWrite + Send + Unpin + 'static,
-{
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let near = connect(listener.local_addr().unwrap());
-    let (far, _) = listener.accept().unwrap();
-    let (server, far) = (server_on(runtime), into(far));
-    runtime.spawn(Box::pin(async move {
-        let mut info = ConnectInfo::default();
-        info.leftover = client_frame(NOOP).into();
-        server.serve_upgraded(far, info).await;
-    }));
-    near
-}
-
-#[test]
-fn a_stream_that_speaks_websocket_already_is_served_with_what_was_read_before() {
-    let mut streams = Vec::new();
-    for runtime in runtimes() {
-        streams.push(serve_accepted(&runtime, |far| Async::new(far).unwrap()));
-        #[cfg(feature = "async-std")]
-        streams.push(serve_accepted(&runtime, async_std::net::TcpStream::from));
-        #[cfg(feature = "smol")]
-        streams.push(serve_accepted(&runtime, |far| {
-            smol::net::TcpStream::try_from(far).unwrap()
-        }));
-    }
-    for mut stream in streams {
-        read_until(&mut stream, r#"{"id":1,"#);
-        stream.write_all(&client_frame(NOOP)).unwrap();
-        read_until(&mut stream, r#"{"id":1,"#);
     }
 }

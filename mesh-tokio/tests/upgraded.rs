@@ -1,4 +1,4 @@
-//! Streams that another server upgraded.
+//! Routes of a server of hyper's. Streams that speak WebSocket already are in the conformance suite (`tests/tests/upgraded.rs`), for all runtimes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
@@ -6,45 +6,19 @@ mod common;
 use std::{convert::Infallible, future::pending, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use mesh_tokio::{ConnectInfo, prelude::*};
+use mesh_tokio::prelude::*;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, duplex},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{Message, protocol::Role},
-};
 
-use crate::common::{PATIENCE, Peer, patiently, server_with, until};
+use crate::common::{PATIENCE, Peer, patiently, server_with};
 
 const NOOP: &str = r#"{"id":1,"command":"mesh/noop","payload":{}}"#;
-
-fn head(server_key: &str) -> http::request::Parts {
-    Request::builder()
-        .uri("/mesh")
-        .header("host", "mesh")
-        .header("connection", "upgrade")
-        .header("upgrade", "websocket")
-        .header("sec-websocket-version", "13")
-        .header("sec-websocket-key", server_key)
-        .body(())
-        .unwrap()
-        .into_parts()
-        .0
-}
-
-fn info(head: http::request::Parts) -> ConnectInfo {
-    let mut info = ConnectInfo::default();
-    info.head = Some(head);
-    info.remote = "192.0.2.1:1234".parse().ok();
-    info
-}
 
 /// A server of hyper's that hands requests for `/mesh` on.
 async fn hyper_server(server: MeshServer) -> SocketAddr {
@@ -117,57 +91,6 @@ async fn a_plain_request_to_that_route_is_answered() {
 }
 
 #[tokio::test]
-async fn a_stream_that_speaks_websocket_already_is_served() {
-    let server = server_with(PATIENCE);
-    let (near, far) = duplex(4 << 10);
-    let info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
-    tokio::spawn(async move { server.serve_upgraded(far, info).await });
-    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    assert!(Peer(socket).noop(5).await.contains("mesh/noop"));
-}
-
-#[tokio::test]
-async fn what_was_read_behind_the_request_comes_first() {
-    // tungstenite masks and frames the command, a pipe catches it.
-    let (near, mut wire) = duplex(4 << 10);
-    let mut socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    socket.send(Message::text(NOOP)).await.unwrap();
-    let mut frame = [0; 256];
-    let len = wire.read(&mut frame).await.unwrap();
-
-    let server = server_with(PATIENCE);
-    let (near, far) = duplex(4 << 10);
-    let mut info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
-    info.leftover = Bytes::copy_from_slice(&frame[..len]);
-    tokio::spawn(async move { server.serve_upgraded(far, info).await });
-    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    assert!(Peer(socket).reply(1).await.contains("mesh/noop"));
-}
-
-#[tokio::test]
-async fn who_upgraded_may_have_judged() {
-    let server = server_with(PATIENCE);
-    let (near, far) = duplex(4 << 10);
-    tokio::spawn(async move { server.serve_upgraded(far, ConnectInfo::default()).await });
-    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    assert!(Peer(socket).noop(5).await.contains("mesh/noop"));
-}
-
-#[tokio::test]
-async fn who_is_not_let_in_is_closed_with_1008() {
-    let server = server_with(PATIENCE);
-    let (near, far) = duplex(4 << 10);
-    let info = info(head("no key"));
-    let serving = tokio::spawn(async move { server.serve_upgraded(far, info).await });
-    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    let mut peer = Peer(socket);
-    assert_eq!(peer.close_code().await, Some(1008));
-    // tungstenite answers when it is polled again.
-    let _ = peer.0.next().await;
-    patiently("the end", serving).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_decision_that_never_comes_ends_with_the_time_of_a_handshake() {
     let server = MeshServer::builder()
         .limits(|limits| limits.handshake_time_max = Duration::from_millis(200))
@@ -178,17 +101,4 @@ async fn a_decision_that_never_comes_ends_with_the_time_of_a_handshake() {
     let opened = tokio_tungstenite::client_async("ws://localhost/mesh", stream);
     let refused = patiently("the answer", opened).await;
     assert!(refused.unwrap_err().to_string().contains("503"));
-
-    let (near, far) = duplex(4 << 10);
-    let info = info(head("dGhlIHNhbXBsZSBub25jZQ=="));
-    tokio::spawn({
-        let server = server.clone();
-        async move { server.serve_upgraded(far, info).await }
-    });
-    let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
-    assert_eq!(Peer(socket).close_code().await, Some(1013));
-    until("the place is given back", || {
-        server.health().connections == 0
-    })
-    .await;
 }

@@ -125,17 +125,9 @@ impl Upgrade {
             None,
             "nobody asked for a protocol"
         );
-        Ok(RawClient {
-            stream,
-            unread: rest,
-            taken: 0,
-            message: None,
-            aside: VecDeque::new(),
-            id: String::new(),
-            next: 0,
-            auto_pong: false,
-            see_liveness: false,
-        })
+        let mut client = RawClient::over(stream);
+        client.unread = rest;
+        Ok(client)
     }
 }
 
@@ -171,6 +163,24 @@ impl RawClient {
         Upgrade::new(addr)
             .send(addr)
             .unwrap_or_else(|response| panic!("refused: {response:?}"))
+    }
+
+    /// Speaks WebSocket on a stream without asking first.
+    pub fn over(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).expect("an option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        Self {
+            stream,
+            unread: Vec::new(),
+            taken: 0,
+            message: None,
+            aside: VecDeque::new(),
+            id: String::new(),
+            next: 0,
+            auto_pong: false,
+            see_liveness: false,
+        }
     }
 
     /// Reads the first frame, which must be `mesh/assign-id`, and keeps the id.

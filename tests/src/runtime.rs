@@ -10,7 +10,7 @@ use std::env;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::{Pin, pin};
@@ -25,7 +25,7 @@ use futures_util::future::{AbortHandle, Either, abortable, lazy, select};
 use futures_util::{FutureExt, StreamExt};
 use mesh_async_std::{self as on_async_io, Async, AsyncIoConnector, AsyncIoRuntime};
 use mesh_client_core::driver::{ClientBuilder, ConnectError, Connector, MeshClient};
-use mesh_core::driver::{self, MeshServer, MeshServerBuilder, Runtime, Timer};
+use mesh_core::driver::{self, ConnectInfo, MeshServer, MeshServerBuilder, Runtime, Timer};
 use mesh_tokio::{self as on_tokio, ServerTls, TokioConnector, TokioRuntime};
 use smol::Executor;
 
@@ -269,6 +269,45 @@ pub fn serve_listener(server: &MeshServer, listener: TcpListener) -> Task<()> {
             spawn(
                 async move { on_async_io::MeshServerExt::serve_listener(&server, listener).await },
             )
+        }
+    }
+}
+
+/// Lets a server serve a stream that speaks WebSocket, by the adapter's `serve_upgraded`.
+pub fn serve_upgraded(server: &MeshServer, stream: TcpStream, info: ConnectInfo) -> Task<()> {
+    stream.set_nonblocking(true).expect("an option");
+    let server = server.clone();
+    match Kind::of_the_suite() {
+        Kind::AsyncStd => {
+            use on_async_io::MeshServerExt;
+            let stream = async_std::net::TcpStream::from(stream);
+            spawn(async move { server.serve_upgraded(stream, info).await })
+        }
+        Kind::Smol => {
+            use on_async_io::MeshServerExt;
+            let stream = smol::net::TcpStream::try_from(stream).expect("a stream");
+            spawn(async move { server.serve_upgraded(stream, info).await })
+        }
+        Kind::Tokio => {
+            use on_tokio::MeshServerExt;
+            let stream = tokio::net::TcpStream::from_std(stream).expect("a stream");
+            spawn(async move { server.serve_upgraded(stream, info).await })
+        }
+    }
+}
+
+/// Lets a server serve an address, by the adapter's `listen`.
+pub fn listen_on(
+    server: &MeshServer,
+    address: String,
+) -> Task<Result<(), mesh_client_core::driver::Error>> {
+    let server = server.clone();
+    match Kind::of_the_suite() {
+        Kind::Tokio => {
+            spawn(async move { on_tokio::MeshServerExt::listen(&server, address).await })
+        }
+        Kind::AsyncStd | Kind::Smol => {
+            spawn(async move { on_async_io::MeshServerExt::listen(&server, address).await })
         }
     }
 }

@@ -7,15 +7,17 @@
 )]
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use futures_util::future::lazy;
+use mesh_client_core::driver::Error;
 use mesh_core::driver::MeshServerBuilder;
 use mesh_tests::prelude::*;
 use mesh_tests::runtime::{self, Background, Counting, Task};
-use mesh_tests::{PATIENCE, RawClient, Response, Upgrade, until, wire};
+use mesh_tests::{PATIENCE, RawClient, Response, Upgrade, until, until_some, wire};
 use serde_json::json;
 
 /// A server with this much time for a handshake, on threads of its own.
@@ -256,4 +258,29 @@ fn a_dropped_listener_stops_listening_and_nothing_else() {
         TcpStream::connect(served.addr).is_err()
     });
     assert_served(&mut peer);
+}
+
+#[test]
+fn an_address_is_listened_on_by_its_name_and_one_that_is_taken_is_an_error() {
+    let background = Background::start();
+    let server = background.block_on(async { runtime::build(MeshServer::builder()) });
+    // Held so that it stays taken.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let refused = background.block_on(async { runtime::listen_on(&server, address).await });
+    match refused {
+        Err(Error::Io(error)) => assert_eq!(error.kind(), ErrorKind::AddrInUse, "{error}"),
+        other => panic!("{other:?}"),
+    }
+    let name = format!("localhost:{}", taken.local_addr().unwrap().port());
+    drop(taken);
+    let listening = background.block_on(lazy(|_| runtime::listen_on(&server, name.clone())));
+    let addr = || {
+        let mut addrs = name.to_socket_addrs().unwrap();
+        addrs.find(|addr| TcpStream::connect(addr).is_ok())
+    };
+    let addr = until_some("it listens", addr);
+    assert_eq!(RawClient::open(addr).command("mesh/noop", json!({})), true);
+    background.block_on(server.shutdown()).unwrap();
+    background.block_on(listening).unwrap();
 }

@@ -1,4 +1,4 @@
-//! The quickstart of the README, run: that it compiles as it is written there, on tokio, the doc tests of mesh-tokio see to.
+//! The quickstart of the README, run: that it compiles as it is written there, on tokio, the doc tests of this crate see to.
 
 #![allow(
     clippy::unwrap_used,

@@ -40,6 +40,7 @@ mod smol {
     };
 
     use mesh_async_std::AsyncIoRuntime;
+    use mesh_core::driver::inside;
     use smol::{Executor, future::pending};
 
     use super::{Future, MeshServer, MeshServerBuilder};
@@ -49,9 +50,12 @@ mod smol {
         let threads = thread::available_parallelism().map_or(1, NonZero::get);
         for _ in 0..threads {
             let executor = Arc::clone(&executor);
-            // A task that panics comes out of `run`; the others go on.
-            let mut run = move || smol::block_on(executor.run(pending::<()>()));
-            thread::spawn(move || while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {});
+            thread::spawn(move || {
+                let _inside = inside::enter();
+                // A task that panics comes out here; the others go on.
+                let mut run = || smol::block_on(executor.run(pending::<()>()));
+                while catch_unwind(AssertUnwindSafe(&mut run)).is_err() {}
+            });
         }
         executor
     });

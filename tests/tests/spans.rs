@@ -1,18 +1,20 @@
 //! What `tracing` is told of a command.
-#![allow(clippy::unwrap_used, missing_docs)]
 
-mod common;
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on fails"
+)]
 
-use std::{
-    io::{self, Write},
-    sync::{Arc, Mutex},
-};
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use mesh_tokio::prelude::*;
-use tokio::net::{TcpListener, TcpStream};
+use mesh_tests::prelude::*;
+use mesh_tests::runtime::{self, Background};
+use mesh_tests::{RawClient, until};
+use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
-
-use crate::common::{Peer, until};
 
 /// A log in memory.
 #[derive(Clone, Default)]
@@ -37,40 +39,37 @@ impl MakeWriter<'_> for Log {
 }
 
 /// Alone in its file, because the subscriber is the whole process's.
-#[tokio::test]
-async fn what_a_handler_logs_tells_the_connection_and_the_command() {
+#[test]
+fn what_a_handler_logs_tells_the_connection_and_the_command() {
     let log = Log::default();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::DEBUG)
         .with_ansi(false)
         .with_writer(log.clone())
         .init();
-    let server = MeshServer::builder().build();
+    let background = Background::start();
+    let (server, addr) = background.block_on(async {
+        let server = runtime::build(MeshServer::builder());
+        let addr = runtime::serve(&server);
+        (server, addr)
+    });
     server.register_command("speaks", async |_: Context| {
         tracing::info!("at once");
-        tokio::task::yield_now().await;
+        runtime::sleep(Duration::from_millis(1)).await;
         tracing::info!("later");
-        Ok(())
+        Ok(true)
     });
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn({
-        let server = server.clone();
-        async move { server.serve_listener(listener).await }
-    });
-    let mut peer = Peer::open(TcpStream::connect(address).await.unwrap())
-        .await
-        .unwrap();
-    peer.send(r#"{"id":7,"command":"speaks"}"#).await;
-    peer.reply(7).await;
+    let mut client = RawClient::open(addr);
+    let id = client.send_command("speaks", json!({}));
+    assert_eq!(client.reply(id), true);
     let logged = || String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    until("both are logged", || logged().contains("later")).await;
+    until("both are logged", || logged().contains("later"));
     for what in ["at once", "later"] {
         let logged = logged();
         let line = logged.lines().find(|line| line.ends_with(what)).unwrap();
-        let instance = server.instance_id();
-        let span = format!("connection{{id={instance}.");
+        let span = format!("connection{{id={}.", server.instance_id());
         assert!(line.contains(&span), "{line}");
-        assert!(line.contains(r#"command{name="speaks" id=7}"#), "{line}");
+        let span = format!(r#"command{{name="speaks" id={id}}}"#);
+        assert!(line.contains(&span), "{line}");
     }
 }
