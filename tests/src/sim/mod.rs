@@ -4,9 +4,13 @@
 //! are the world's, so that hours pass in seconds and a seed tells a whole run.
 
 mod clock;
+mod cluster;
 mod link;
 mod net;
+mod store;
 
 pub use clock::{Clock, Node};
+pub use cluster::{Plan, Report, simulate};
 pub use link::{Cable, Conditions, Pipe, cable};
 pub use net::Network;
+pub use store::{LEASE, SharedStore, SimBackend};

@@ -1,0 +1,618 @@
+//! The store that the servers of a simulated world share: the reference model, behind wires that break.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_channel::oneshot;
+use mesh_core::backend::{
+    Backend, BackendError, BoxFuture, BoxStream, ConnectionId, Document, InstanceId, Mailbox, Name,
+    Notice, Op, Reply, Store, Topic,
+};
+
+use super::Clock;
+
+/// How long an instance that is not heard of counts as alive.
+pub const LEASE: Duration = Duration::from_secs(15);
+
+/// The longest that a broken wire goes unnoticed.
+const DETECTION_MAX: Duration = Duration::from_secs(4);
+
+/// The longest way to the store, one way.
+const LATENCY_MAX: Duration = Duration::from_millis(3);
+
+/// The longest pause between two attempts to come back.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Whom an answer goes to.
+type Answer = oneshot::Sender<Result<Reply, BackendError>>;
+
+/// A membership, as the store keeps it.
+type Member = (Name, ConnectionId);
+
+/// The shared store of a world. Clones are handles.
+#[derive(Clone)]
+pub struct SharedStore {
+    clock: Clock,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    data: Data,
+    wires: BTreeMap<u64, Wire>,
+    last: u64,
+}
+
+/// What a failover may lose the end of.
+#[derive(Clone, Default)]
+struct Data {
+    store: Store,
+    members: BTreeSet<Member>,
+    /// Memberships that another instance ended, whose owner may not have heard of it.
+    removed: BTreeSet<Member>,
+    /// What is kept for those who are away.
+    kept: BTreeMap<InstanceId, Vec<Bytes>>,
+    registered: BTreeMap<InstanceId, Registration>,
+}
+
+/// An instance, as the store knows it.
+#[derive(Clone)]
+struct Registration {
+    /// Its wire.
+    wire: u64,
+    /// Written, or stated again, since it came back.
+    connections: BTreeSet<ConnectionId>,
+    members: BTreeSet<Member>,
+}
+
+/// The way of one instance to the store, which outlives its breaks.
+struct Wire {
+    instance: Option<InstanceId>,
+    mailbox: Mailbox,
+    topics: BTreeSet<Topic>,
+    /// Another one with each break: what was under way before is lost.
+    epoch: u64,
+    phase: Phase,
+    cut_at: Option<Duration>,
+    pending: BTreeMap<u64, Answer>,
+    /// When the last of what is under way arrives, in each direction: nothing is overtaken.
+    requests_until: Duration,
+    replies_until: Duration,
+    notices_until: Duration,
+    returns: u64,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Phase {
+    /// Whole.
+    Up,
+    /// Broken, and the instance does not know.
+    Broken,
+    /// The instance was told.
+    Lost,
+    /// Its process is gone.
+    Dead,
+}
+
+/// Puts a notice in and wakes who waits for it; under no lock, for it may run.
+fn put(mailbox: &Mailbox, notice: Notice) {
+    if let Some(waker) = mailbox.push(notice) {
+        waker.wake();
+    }
+}
+
+fn gone() -> BackendError {
+    BackendError::Unavailable("the wire to the store is broken".to_owned())
+}
+
+impl SharedStore {
+    /// An empty store.
+    pub fn new(clock: &Clock) -> Self {
+        Self {
+            clock: clock.clone(),
+            state: Arc::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The backend of one more server.
+    pub fn backend(&self) -> SimBackend {
+        let mut state = self.state();
+        state.last += 1;
+        let id = state.last;
+        let mailbox = Mailbox::default();
+        let wire = Wire {
+            instance: None,
+            mailbox: mailbox.clone(),
+            topics: BTreeSet::new(),
+            epoch: 0,
+            phase: Phase::Up,
+            cut_at: None,
+            pending: BTreeMap::new(),
+            requests_until: Duration::ZERO,
+            replies_until: Duration::ZERO,
+            notices_until: Duration::ZERO,
+            returns: 0,
+        };
+        state.wires.insert(id, wire);
+        drop(state);
+        SimBackend {
+            store: self.clone(),
+            wire: id,
+            mailbox,
+        }
+    }
+
+    /// What the store itself knows, for whoever compares.
+    pub fn members(&self) -> BTreeSet<(Name, ConnectionId)> {
+        self.state().data.members.clone()
+    }
+
+    /// Breaks the wire of every instance, or of the one of this number, by the order in which their backends were made.
+    pub fn cut(&self, which: Option<u64>) {
+        let wires: Vec<_> = self.state().wires.keys().copied().collect();
+        for wire in wires
+            .into_iter()
+            .filter(|wire| which.is_none_or(|only| only == *wire))
+        {
+            self.break_wire(wire);
+        }
+    }
+
+    /// The store loses its data, wholly, and everybody their wires.
+    pub fn lose_everything(&self) {
+        self.cut(None);
+        self.state().data = Data::default();
+    }
+
+    fn break_wire(&self, id: u64) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let Some(wire) = state
+            .wires
+            .get_mut(&id)
+            .filter(|wire| wire.phase == Phase::Up)
+        else {
+            return;
+        };
+        wire.phase = Phase::Broken;
+        wire.epoch += 1;
+        wire.cut_at = Some(now);
+        drop(state);
+        let detection = self.clock.between(Duration::from_millis(10), DETECTION_MAX);
+        let store = self.clone();
+        self.clock.after(detection, move || store.tell_of_loss(id));
+        let store = self.clone();
+        self.clock.after(LEASE, move || store.expire(id));
+    }
+
+    /// The instance hears that its wire is broken, and begins to look for another.
+    fn tell_of_loss(&self, id: u64) {
+        let mut state = self.state();
+        let Some(wire) = state
+            .wires
+            .get_mut(&id)
+            .filter(|wire| wire.phase == Phase::Broken)
+        else {
+            return;
+        };
+        wire.phase = Phase::Lost;
+        let pending = std::mem::take(&mut wire.pending);
+        let mailbox = wire.mailbox.clone();
+        let is_open = wire.instance.is_some();
+        drop(state);
+        for answer in pending.into_values() {
+            let _ = answer.send(Err(gone()));
+        }
+        if is_open {
+            put(&mailbox, Notice::Lost);
+        }
+        self.try_later(id);
+    }
+
+    fn try_later(&self, id: u64) {
+        let store = self.clone();
+        let pause = self.clock.between(Duration::from_millis(20), RETRY_MAX);
+        self.clock.after(pause, move || store.come_back(id));
+    }
+
+    /// One attempt to come back.
+    fn come_back(&self, id: u64) {
+        let mut state = self.state();
+        let State { data, wires, .. } = &mut *state;
+        let Some(wire) = wires.get_mut(&id).filter(|wire| wire.phase == Phase::Lost) else {
+            return;
+        };
+        wire.phase = Phase::Up;
+        wire.cut_at = None;
+        wire.returns += 1;
+        let Some(instance) = wire.instance.clone() else {
+            return;
+        };
+        let data_kept = data.registered.contains_key(&instance).then_some(true);
+        let kept = data.kept.remove(&instance).unwrap_or_default();
+        data.register(&instance, id);
+        let topics = wire.topics.iter().cloned().collect();
+        let _ = data.store.apply(&instance, Op::Subscribe { topics });
+        let (mailbox, number) = (wire.mailbox.clone(), wire.returns);
+        drop(state);
+        let restored = Notice::Restored {
+            data_kept,
+            number,
+            kept,
+        };
+        put(&mailbox, restored);
+    }
+
+    /// The lease of an instance ends, unless it came back. Another one cleans up behind it.
+    fn expire(&self, id: u64) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let State { data, wires, .. } = &mut *state;
+        let Some(wire) = wires.get(&id) else { return };
+        if wire.cut_at.is_none_or(|cut_at| cut_at + LEASE > now) {
+            return; // It was back meanwhile.
+        }
+        let Some(instance) = wire.instance.clone() else {
+            return;
+        };
+        let left = data.reap(&instance);
+        let heir = wires
+            .iter()
+            .find(|(_, wire)| wire.phase == Phase::Up && wire.instance.is_some());
+        let Some((&heir, _)) = heir else {
+            return; // Nobody is there who could be told.
+        };
+        drop(state);
+        if !left.is_empty() {
+            self.deliver(heir, Notice::RoomsLeft(left));
+        }
+    }
+
+    /// A process dies, and its wire with it.
+    fn die(&self, id: u64) {
+        let now = self.clock.now();
+        let mut state = self.state();
+        let Some(wire) = state.wires.get_mut(&id) else {
+            return;
+        };
+        if wire.phase == Phase::Dead {
+            return;
+        }
+        wire.phase = Phase::Dead;
+        wire.epoch += 1;
+        wire.pending.clear();
+        let cut_at = *wire.cut_at.get_or_insert(now);
+        drop(state);
+        let store = self.clone();
+        self.clock
+            .after((cut_at + LEASE).saturating_sub(now), move || {
+                store.expire(id);
+            });
+    }
+
+    /// An operation is sent.
+    fn request(&self, id: u64, op: Op) -> oneshot::Receiver<Result<Reply, BackendError>> {
+        let (answer, answered) = oneshot::channel();
+        let latency = self.clock.between(Duration::ZERO, LATENCY_MAX);
+        let now = self.clock.now();
+        let mut state = self.state();
+        state.last += 1;
+        let request = state.last;
+        let Some(wire) = state.wires.get_mut(&id) else {
+            return answered;
+        };
+        if wire.phase == Phase::Lost || wire.phase == Phase::Dead {
+            drop(state);
+            let _ = answer.send(Err(gone()));
+            return answered;
+        }
+        match &op {
+            Op::Subscribe { topics } => wire.topics.extend(topics.iter().cloned()),
+            Op::Unsubscribe { topics } => wire.topics.retain(|topic| !topics.contains(topic)),
+            Op::OpenInstance { instance } => wire.instance = Some(instance.clone()),
+            _ => {}
+        }
+        wire.pending.insert(request, answer);
+        if wire.phase == Phase::Broken {
+            return answered; // It waits for nothing, until the loss is noticed.
+        }
+        let arrival = wire.requests_until.max(now + latency);
+        wire.requests_until = arrival;
+        let epoch = wire.epoch;
+        drop(state);
+        let store = self.clone();
+        self.clock
+            .after(arrival - now, move || store.arrive(id, epoch, request, op));
+        answered
+    }
+
+    /// An operation arrives at the store, and takes effect.
+    fn arrive(&self, id: u64, epoch: u64, request: u64, op: Op) {
+        let latency = self.clock.between(Duration::ZERO, LATENCY_MAX);
+        let now = self.clock.now();
+        let mut state = self.state();
+        let State { data, wires, .. } = &mut *state;
+        let Some(wire) = wires.get_mut(&id).filter(|wire| wire.epoch == epoch) else {
+            return;
+        };
+        let Some(instance) = wire.instance.clone() else {
+            return;
+        };
+        let number = wire.returns;
+        let away = |instance: &InstanceId| !data.registered.contains_key(instance);
+        let reply = match op {
+            Op::OpenInstance { .. } => {
+                data.register(&instance, id);
+                Ok(Reply::Done)
+            }
+            Op::KeepFor {
+                instance: whom,
+                message,
+            } => {
+                let is_away = away(&whom);
+                if is_away {
+                    data.kept.entry(whom).or_default().extend(message);
+                }
+                Ok(Reply::Flag(is_away))
+            }
+            Op::Settle { number: of } if of != number => Err(gone()),
+            op => data.apply(&instance, op),
+        };
+        let arrival = wire.replies_until.max(now + latency);
+        wire.replies_until = arrival;
+        let mut told = Vec::new();
+        while let Some((whom, notice)) = data.store.poll_notice() {
+            if let Some(registration) = data.registered.get(&whom) {
+                told.push((registration.wire, notice));
+            }
+        }
+        drop(state);
+        for (wire, notice) in told {
+            self.deliver(wire, notice);
+        }
+        let store = self.clone();
+        self.clock.after(arrival - now, move || {
+            store.answer(id, epoch, request, reply);
+        });
+    }
+
+    fn answer(&self, id: u64, epoch: u64, request: u64, reply: Result<Reply, BackendError>) {
+        let mut state = self.state();
+        let wire = state.wires.get_mut(&id).filter(|wire| wire.epoch == epoch);
+        let answer = wire.and_then(|wire| wire.pending.remove(&request));
+        drop(state);
+        if let Some(answer) = answer {
+            let _ = answer.send(reply);
+        }
+    }
+
+    /// Sends a notice on its way, which it may not survive.
+    fn deliver(&self, id: u64, notice: Notice) {
+        let latency = self.clock.between(Duration::ZERO, LATENCY_MAX);
+        let now = self.clock.now();
+        let mut state = self.state();
+        let Some(wire) = state
+            .wires
+            .get_mut(&id)
+            .filter(|wire| wire.phase == Phase::Up)
+        else {
+            return;
+        };
+        let arrival = wire.notices_until.max(now + latency);
+        wire.notices_until = arrival;
+        let (epoch, mailbox) = (wire.epoch, wire.mailbox.clone());
+        drop(state);
+        let store = self.clone();
+        self.clock.after(arrival - now, move || {
+            let state = store.state();
+            let is_same = state.wires.get(&id).is_some_and(|wire| wire.epoch == epoch);
+            drop(state);
+            if is_same {
+                put(&mailbox, notice);
+            }
+        });
+    }
+}
+
+impl Data {
+    /// An instance is there, from now on by this wire. What it wrote before is from its life before.
+    fn register(&mut self, instance: &InstanceId, wire: u64) {
+        let opened = Op::OpenInstance {
+            instance: instance.clone(),
+        };
+        let _ = self.store.apply(instance, opened); // It may be open still.
+        let registration = Registration {
+            wire,
+            connections: BTreeSet::new(),
+            members: BTreeSet::new(),
+        };
+        self.registered.insert(instance.clone(), registration);
+    }
+
+    /// Takes an instance out, with all that it has; the memberships that are over.
+    fn reap(&mut self, instance: &InstanceId) -> Vec<Member> {
+        self.registered.remove(instance);
+        let _ = self.store.apply(instance, Op::CloseInstance);
+        let theirs = |(_, id): &Member| id.instance().as_ref() == Some(instance);
+        self.members
+            .extract_if(.., |member| theirs(member))
+            .collect()
+    }
+
+    fn apply(&mut self, instance: &InstanceId, op: Op) -> Result<Reply, BackendError> {
+        match op {
+            Op::Restore {
+                connections,
+                members,
+            } => self.restore(instance, connections, members),
+            Op::Settle { .. } => Ok(self.settle(instance)),
+            op => {
+                let reply = self.store.apply(instance, op.clone())?;
+                self.note(instance, op);
+                Ok(reply)
+            }
+        }
+    }
+
+    /// Keeps up with what the store was told.
+    fn note(&mut self, instance: &InstanceId, op: Op) {
+        let registration = self.registered.get_mut(instance);
+        match op {
+            Op::OpenConnection { connection, .. } => {
+                if let Some(registration) = registration {
+                    registration.connections.insert(connection);
+                }
+            }
+            Op::CloseConnection { connection } => {
+                self.members.retain(|(_, id)| *id != connection);
+            }
+            Op::JoinRoom { room, connection } => {
+                let member = (room, connection);
+                self.removed.remove(&member);
+                self.members.insert(member.clone());
+                if let Some(registration) = registration {
+                    registration.members.insert(member);
+                }
+            }
+            Op::LeaveRoom { room, connection } => {
+                let is_foreign = connection.instance().as_ref() != Some(instance);
+                let member = (room, connection);
+                self.members.remove(&member);
+                if is_foreign {
+                    self.removed.insert(member);
+                }
+            }
+            Op::ClearRoom { room } => self.members.retain(|(name, _)| *name != room),
+            Op::CloseInstance => drop(self.reap(instance)),
+            _ => {}
+        }
+    }
+
+    /// As [`Op::Restore`] tells: what is missing is written, what others ended is told.
+    fn restore(
+        &mut self,
+        instance: &InstanceId,
+        connections: Vec<(ConnectionId, Document)>,
+        members: Vec<(Name, ConnectionId, u64)>,
+    ) -> Result<Reply, BackendError> {
+        let ids: Vec<_> = connections.iter().map(|(id, _)| id.clone()).collect();
+        let restored = self.store.apply(
+            instance,
+            Op::Restore {
+                connections,
+                members: Vec::new(),
+            },
+        )?;
+        let Reply::Restored { changed, mut ended } = restored else {
+            return Ok(restored);
+        };
+        if let Some(registration) = self.registered.get_mut(instance) {
+            registration.connections.extend(ids);
+        }
+        for (room, connection, stated) in members {
+            let member = (room.clone(), connection.clone());
+            let join = Op::JoinRoom {
+                room: room.clone(),
+                connection: connection.clone(),
+            };
+            // The store tells the room's generation only to who joins it.
+            let is_over = self.removed.contains(&member)
+                || match self.store.apply(instance, join)? {
+                    Reply::Joined { generation, .. } => generation > stated,
+                    _ => true,
+                };
+            if is_over {
+                let leave = Op::LeaveRoom { room, connection };
+                let _ = self.store.apply(instance, leave);
+                self.members.remove(&member);
+                ended.push(member);
+            } else {
+                self.members.insert(member.clone());
+                if let Some(registration) = self.registered.get_mut(instance) {
+                    registration.members.insert(member);
+                }
+            }
+        }
+        Ok(Reply::Restored { changed, ended })
+    }
+
+    /// Whatever an instance wrote in its life before and did not state again is over.
+    fn settle(&mut self, instance: &InstanceId) -> Reply {
+        let Some(registration) = self.registered.get(instance).cloned() else {
+            return Reply::Done;
+        };
+        let theirs = |id: &ConnectionId| id.instance().as_ref() == Some(instance);
+        let over = |member: &Member| theirs(&member.1) && !registration.members.contains(member);
+        for (room, connection) in self.members.extract_if(.., |member| over(member)) {
+            let _ = self
+                .store
+                .apply(instance, Op::LeaveRoom { room, connection });
+        }
+        if let Ok(Reply::Connections(all)) = self.store.apply(instance, Op::Connections) {
+            for connection in all {
+                if theirs(&connection) && !registration.connections.contains(&connection) {
+                    self.members.retain(|(_, id)| *id != connection);
+                    let _ = self
+                        .store
+                        .apply(instance, Op::CloseConnection { connection });
+                }
+            }
+        }
+        Reply::Done
+    }
+}
+
+/// One server's way to the [`SharedStore`].
+pub struct SimBackend {
+    store: SharedStore,
+    wire: u64,
+    mailbox: Mailbox,
+}
+
+impl SimBackend {
+    /// Which of the store's wires it is, for [`SharedStore::cut`].
+    pub fn wire(&self) -> u64 {
+        self.wire
+    }
+}
+
+impl Backend for SimBackend {
+    fn execute(&self, op: Op) -> BoxFuture<'_, Result<Reply, BackendError>> {
+        // Sent when it is called, so that operations take effect in the order of the calls.
+        let answered = self.store.request(self.wire, op);
+        Box::pin(async move { answered.await.unwrap_or_else(|_| Err(gone())) })
+    }
+
+    fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
+        self.mailbox.notices()
+    }
+
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+}
+
+impl Drop for SimBackend {
+    fn drop(&mut self) {
+        self.store.die(self.wire);
+    }
+}
+
+impl fmt::Debug for SharedStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedStore").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SimBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimBackend").finish_non_exhaustive()
+    }
+}
