@@ -194,7 +194,8 @@ impl Follower {
         out: &mut Vec<Told>,
     ) {
         let version = self.snapshot.as_ref().map(Snapshot::version);
-        if let Some(base) = version.filter(|version| version.number + 1 == number) {
+        if let Some(base) = version.filter(|version| version.number.checked_add(1) == Some(number))
+        {
             let change = Change {
                 stamp,
                 kind: RecordChangeKind::Deleted,
@@ -310,7 +311,7 @@ impl Follower {
             for change in changes.into_iter().skip(known) {
                 progress = true;
                 let version = Version {
-                    number: snapshot.version().number + 1,
+                    number: snapshot.version().number.saturating_add(1),
                     stamp: change.stamp,
                 };
                 match step(snapshot, version, change, setting) {

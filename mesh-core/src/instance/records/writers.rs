@@ -114,7 +114,7 @@ enum Verdict {
 
 impl Verdict {
     fn outcome(self, base: Version) -> Result<Outcome, InstanceError> {
-        let version = |updates: usize| base.number + updates as u64;
+        let version = |updates: usize| base.number.saturating_add(updates as u64);
         match self {
             Self::Changes(updates) => Ok(Outcome::Written {
                 version: version(updates),
@@ -149,7 +149,7 @@ impl<T> Batch<T> {
     /// The last version that is made.
     fn last(&self) -> Record {
         let version = |update: &RecordUpdate| Version {
-            number: self.base.version.number + self.updates.len() as u64,
+            number: (self.base.version.number).saturating_add(self.updates.len() as u64),
             stamp: update.stamp,
         };
         self.updates.last().map_or_else(
@@ -405,7 +405,7 @@ impl<T> Writers<T> {
                 self.push_front(request);
                 break;
             }
-            let (number, stamp) = (last.version.number + 1, stamp());
+            let (number, stamp) = (last.version.number.saturating_add(1), stamp());
             last = Record {
                 value: Some(value.clone()),
                 version: Version { number, stamp },

@@ -7,6 +7,12 @@ use std::{cell::RefCell, collections::BTreeMap};
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 
 use self::world::{Fate, Into, Kind, Step, World};
+use super::{Shard, id, origin};
+use crate::{
+    backend::{Name, Op, Record as Stored, RecordChange, RecordChangeKind, Reply, Version},
+    instance::{Action, RecordWrite},
+    protocol::builtin::RecordMode,
+};
 
 fn fate() -> impl Strategy<Value = Fate> {
     prop_oneof![
@@ -257,5 +263,47 @@ proptest! {
             world.log
         };
         prop_assert_eq!(log(&steps), log(&steps));
+    }
+}
+
+#[test]
+fn a_version_that_none_can_follow_harms_nobody() {
+    let mut shard = Shard::new();
+    let (record, id) = (Name::from("r"), id(1));
+    let last = Version {
+        number: u64::MAX,
+        stamp: 1,
+    };
+    let stored = Stored {
+        value: Some("1".into()),
+        version: last,
+    };
+    let instance = &mut shard.instance;
+    instance.subscribe_record(&record, id, 1, RecordMode::Full, 1, origin());
+    instance.write_record(&record, RecordWrite::Replace("2".into()), 2, origin());
+    let change = RecordChange {
+        stamp: 2,
+        kind: RecordChangeKind::Full("2".into()),
+    };
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let mut asked = Vec::new();
+        while let Some(action) = shard.instance.poll_action() {
+            match action {
+                Action::Backend { token, op } => asked.push((token, op)),
+                Action::Complete { token, .. } => told.push(token),
+                _ => {}
+            }
+        }
+        for (token, op) in asked {
+            let reply = match op {
+                Op::Record { .. } => Reply::Record(stored.clone()),
+                Op::PublishRecord { .. } => Reply::Published { first: u64::MAX },
+                _ => Reply::Done,
+            };
+            shard.instance.handle_backend(token, Ok(reply), origin());
+        }
+        let changes = vec![change.clone()];
+        (shard.instance).handle_record_changed(&record, last, changes, origin());
     }
 }
