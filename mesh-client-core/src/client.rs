@@ -1,6 +1,8 @@
 //! The client machine: its state, its clock, and the actions it hands out.
 
 mod connection;
+#[cfg(feature = "__fuzzing")]
+pub(crate) mod fuzzing;
 mod incoming;
 mod outgoing;
 mod requests;

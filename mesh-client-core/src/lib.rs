@@ -15,6 +15,9 @@ mod desired;
 #[cfg(feature = "driver")]
 pub mod driver;
 mod failure;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod liveness;
 mod patch;
 mod queue;

@@ -48,6 +48,9 @@ pub mod backend;
 pub mod connection;
 #[cfg(feature = "driver")]
 pub mod driver;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod instance;
 pub mod protocol;
 pub mod record;

@@ -7,6 +7,9 @@
 //!            take_outgoing  └────────────┘   handle_reply · handle_event
 //! ```
 
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod in_flight;
 mod latency;
 mod liveness;

@@ -474,7 +474,7 @@ impl<C: Clone, T> Channels<C, T> {
     }
 
     /// Holds the tables against each other; true if they are empty.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     pub(super) fn check(&self) -> bool {
         let (mut of, mut asked) = (BTreeSet::new(), BTreeMap::new());
         for (name, channel) in &self.channels {

@@ -278,7 +278,7 @@ impl<C: Clone, T> Directory<C, T> {
     }
 
     /// Holds the tables against each other; true if they are empty.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     pub(super) fn check(&self) -> bool {
         for id in self.open.ids() {
             assert!(!self.entries[id].closing, "{id} closes and is open");

@@ -16,6 +16,9 @@
 mod actions;
 mod channels;
 mod directory;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod members;
 mod records;
 mod restoration;
@@ -522,13 +525,13 @@ impl<C: Clone, T> Instance<C, T> {
     }
 
     /// Holds all tables against each other.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     fn check(&self) {
         self.is_empty();
     }
 
     /// Is nothing and nobody remembered?
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     fn is_empty(&self) -> bool {
         let empty = [
             self.rooms.check(),

@@ -818,7 +818,7 @@ impl<C: Clone, T> Rooms<C, T> {
     }
 
     /// Holds the tables against each other; true if they are empty.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     pub(super) fn check(&self) -> bool {
         let (mut of, mut asked) = (BTreeSet::new(), BTreeSet::new());
         for (name, room) in &self.rooms {

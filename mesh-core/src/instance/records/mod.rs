@@ -605,7 +605,7 @@ impl<C: Clone, T> Records<C, T> {
     }
 
     /// Holds the tables against each other; true if they are empty.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "__fuzzing"))]
     pub(super) fn check_tables(&self) -> bool {
         let (mut of, mut deadlines, mut kept_bytes) = (BTreeSet::new(), BTreeSet::new(), 0);
         for (name, record) in &self.records {
