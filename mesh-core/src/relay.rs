@@ -7,6 +7,10 @@
 //! A message of another version or kind is no error: it is counted and ignored, so that instances of two versions
 //! work side by side.
 
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::{

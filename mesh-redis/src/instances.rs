@@ -259,7 +259,7 @@ pub(crate) async fn heartbeat(shared: &Arc<Shared>, may_reap: bool) -> Beat {
     }
 }
 
-fn read_beat(reply: Value) -> Result<Beat, Failure> {
+pub(crate) fn read_beat(reply: Value) -> Result<Beat, Failure> {
     let mut reply = decode::list(reply)?.into_iter();
     if decode::text(reply.next().unwrap_or(Value::Nil))? == "dead" {
         return Ok(Beat::Dead);

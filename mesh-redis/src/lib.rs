@@ -178,6 +178,9 @@ mod decode;
 mod driver;
 mod envelope;
 mod error;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod instances;
 mod keys;
 mod link;

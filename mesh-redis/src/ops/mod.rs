@@ -3,7 +3,7 @@
 mod connections;
 mod messages;
 mod pages;
-mod records;
+pub(crate) mod records;
 mod restore;
 mod rooms;
 

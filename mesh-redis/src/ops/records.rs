@@ -223,7 +223,7 @@ fn version(number: Value, stamp: Value) -> Result<Version, Failure> {
     })
 }
 
-fn versions(reply: Value) -> Result<Vec<Version>, Failure> {
+pub(crate) fn versions(reply: Value) -> Result<Vec<Version>, Failure> {
     let values = decode::list(reply)?;
     let (pairs, []) = values.as_chunks::<2>() else {
         return Err(decode::unexpected());
