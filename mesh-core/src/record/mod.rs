@@ -21,6 +21,9 @@
 
 mod apply;
 mod diff;
+#[cfg(feature = "__fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod merge;
 mod region;
 mod splice;
