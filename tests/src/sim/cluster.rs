@@ -128,7 +128,11 @@ struct Caller {
     world: World,
     runtime: Arc<dyn Runtime>,
     client: MeshClient,
+    rooms: Arc<Mutex<Beliefs>>,
 }
+
+/// By room, whether a client was told last that it is a member; nothing where it does not know.
+type Beliefs = BTreeMap<&'static str, bool>;
 
 const ROOMS: [&str; 3] = ["r0", "r1", "r2"];
 
@@ -155,8 +159,16 @@ impl Caller {
                     }
                     doubled.map(drop)
                 }
-                1 => client.join_room::<Value>(room).await.map(drop),
-                2 => client.leave_room(room).await,
+                1 => {
+                    let joined = client.join_room::<Value>(room).await.map(drop);
+                    self.believe(room, joined.as_ref().ok().map(|()| true));
+                    joined
+                }
+                2 => {
+                    let left = client.leave_room(room).await;
+                    self.believe(room, left.as_ref().ok().map(|()| false));
+                    left
+                }
                 3 => {
                     number += 1;
                     let message = Numbered { from: *n, number };
@@ -173,6 +185,14 @@ impl Caller {
                 Ok(()) => world.report().answered += 1,
                 Err(error) => world.log(format!("client {n}: {error}")),
             }
+        }
+    }
+
+    fn believe(&self, room: &'static str, is_member: Option<bool>) {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_member {
+            Some(is_member) => drop(rooms.insert(room, is_member)),
+            None => drop(rooms.remove(room)),
         }
     }
 
@@ -265,7 +285,7 @@ pub fn simulate(seed: u64, plan: Plan) -> Report {
     std::mem::take(&mut *world.report())
 }
 
-type Client = (MeshClient, Node, Arc<Mutex<Held>>);
+type Client = (MeshClient, Arc<Mutex<Beliefs>>, Arc<Mutex<Held>>);
 
 fn begin(world: &World, n: usize, host: &str, until: Duration) -> Option<Client> {
     let node = world.clock.node();
@@ -291,14 +311,16 @@ fn begin(world: &World, n: usize, host: &str, until: Duration) -> Option<Client>
     world.clock.spawn(node, listening);
     let following = Caller::follow(world.clone(), n, client.clone(), Arc::clone(&held));
     world.clock.spawn(node, following);
+    let rooms = Arc::new(Mutex::new(Beliefs::new()));
     let caller = Caller {
         n,
+        rooms: Arc::clone(&rooms),
         world: world.clone(),
         runtime,
         client: client.clone(),
     };
     world.clock.spawn(node, caller.work(until));
-    Some((client, node, held))
+    Some((client, rooms, held))
 }
 
 /// Lets time pass, with faults, until the plan's time is over.
@@ -377,6 +399,20 @@ fn judge(world: &World, hosts: &[Host], clients: &[Option<Client>]) {
         }
     }
     let stored = world.store.members();
+    for (n, (client, rooms, _)) in clients.iter().flatten().enumerate() {
+        let id = client.connection_id().unwrap_or_default();
+        let rooms = rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        for (room, believed) in rooms.iter() {
+            let is_member = stored
+                .iter()
+                .any(|(name, member)| **name == **room && member.as_str() == id);
+            if is_member != *believed {
+                world.violation(format!(
+                    "client {n} in {room}: {is_member}, and it was told {believed}"
+                ));
+            }
+        }
+    }
     for host in hosts {
         let name = &host.name;
         let server = host.server.clone();
