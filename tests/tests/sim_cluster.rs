@@ -1,31 +1,75 @@
 //! Clusters in simulated time, by seeds: whatever breaks, nobody is told anything false, and afterwards all agree.
 
-use mesh_tests::sim::{Plan, simulate};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
-/// Runs of this many seeds; one that fails says which, and what happened last.
-const SEEDS: u64 = 12;
+use mesh_tests::sim::{Plan, Report, shrink, simulate};
+
+/// Runs of this many seeds; one that fails says which, with how little broken it fails, and what happened before.
+const SEEDS: u64 = 2_000;
+
+/// A cluster that is small, for what it takes; larger ones are for `simulate`.
+const PLAN: Plan = Plan::SMALL;
+
+fn words(seed: u64, report: &Report) -> String {
+    let (from, until) = report.last(60);
+    format!(
+        "seed {seed}: {:#?}\nwith no more than this broken: {:#?}\n{}",
+        report.violations,
+        report.schedule,
+        report.log[from..until].join("\n")
+    )
+}
 
 #[test]
 fn a_cluster_keeps_its_promises_whatever_breaks() {
-    for seed in 0..SEEDS {
-        let report = simulate(seed, Plan::default());
-        let last = report.log.len().saturating_sub(60);
-        assert!(
-            report.violations.is_empty(),
-            "seed {seed}:\n{}\n{:#?}",
-            report.log[last..].join("\n"),
-            report.violations
-        );
-        assert!(
-            report.answered > 100,
-            "seed {seed}: {} answers",
-            report.answered
-        );
-    }
+    let (next, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= SEEDS {
+                return;
+            }
+            let report = simulate(seed, PLAN);
+            if !report.violations.is_empty() {
+                next.store(SEEDS, Ordering::Relaxed);
+                panic!("{}", words(seed, &shrink(seed, PLAN)));
+            }
+            answered.fetch_add(report.answered as u64, Ordering::Relaxed);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(work);
+        }
+    });
+    // They are at work, and not only waiting for what is broken.
+    assert!(answered.into_inner() > SEEDS * 100);
 }
 
 #[test]
 fn one_seed_is_one_run_of_a_cluster() {
+    let runs = |seed| [(); 2].map(|()| simulate(seed, Plan::default()).digest());
+    let mut digests = BTreeSet::new();
+    for seed in 0..4 {
+        let [one, other] = runs(seed);
+        assert_eq!(one, other, "seed {seed}");
+        digests.insert(one);
+    }
+    assert_eq!(digests.len(), 4, "another seed is another run");
+}
+
+#[test]
+fn a_schedule_is_over_with_its_time_and_has_faults_of_each_kind() {
     let plan = Plan::default();
-    assert_eq!(simulate(3, plan), simulate(3, plan));
+    let mut kinds = BTreeSet::new();
+    for seed in 0..50 {
+        for (at, fault) in plan.schedule(seed) {
+            assert!(at < plan.time);
+            let words = format!("{fault:?}");
+            kinds.insert(words.split(' ').next().unwrap_or_default().to_owned());
+        }
+    }
+    assert_eq!(kinds.len(), 10, "{kinds:?}");
 }

@@ -1,7 +1,7 @@
 //! Runs as many simulated clusters as one likes: `cargo run --release -p mesh-tests --bin simulate -- --seeds 0..1000`.
 //!
-//! `--instances N`, `--clients M` and `--minutes T` say of what and for how long in simulated time each of them is; `--calm S` how many
-//! seconds lie between two faults on average, and `--trace` prints all that happens. A run that breaks a promise ends with its seed, what
+//! `--plan small` takes the plan of `tests/sim_cluster.rs`; `--instances N`, `--clients M` and `--minutes T` say of what and for how long in simulated time each of them is; `--calm S` how many
+//! seconds lie between two faults on average, `--trace` prints all that happens, and `--all` goes on after a failure. A run that breaks a promise ends with its seed, what
 //! happened last, and status 1; the same seed and numbers tell the same again.
 
 use std::env;
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_tests::sim::{Plan, Report, simulate};
+use mesh_tests::sim::{Plan, Report, shrink, simulate};
 
 /// What is shown of a run that failed.
 const LAST: usize = 100;
@@ -19,6 +19,7 @@ struct Options {
     seeds: std::ops::Range<u64>,
     plan: Plan,
     trace: bool,
+    all: bool,
 }
 
 impl Options {
@@ -27,52 +28,69 @@ impl Options {
             seeds: 0..100,
             plan: Plan::default(),
             trace: false,
+            all: false,
         };
         let mut words = env::args().skip(1);
         while let Some(word) = words.next() {
-            if word == "--trace" {
-                options.trace = true;
-                continue;
-            }
-            let value = words.next()?;
             match word.as_str() {
-                "--seeds" => {
-                    let (from, to) = value.split_once("..")?;
-                    options.seeds = from.parse().ok()?..to.parse().ok()?;
-                }
-                "--instances" => options.plan.instances = value.parse().ok()?,
-                "--clients" => options.plan.clients = value.parse().ok()?,
-                "--minutes" => {
-                    options.plan.time = Duration::from_secs(60 * value.parse::<u64>().ok()?);
-                }
-                "--calm" => options.plan.calm = Duration::from_secs(value.parse().ok()?),
-                _ => return None,
+                "--trace" => options.trace = true,
+                "--all" => options.all = true,
+                option => options.set(option, &words.next()?)?,
             }
         }
         (options.plan.instances > 0).then_some(options)
+    }
+
+    fn set(&mut self, option: &str, value: &str) -> Option<()> {
+        let number = || value.parse::<u64>().ok();
+        match option {
+            "--seeds" => {
+                let (from, to) = value.split_once("..")?;
+                self.seeds = from.parse().ok()?..to.parse().ok()?;
+            }
+            "--plan" if value == "small" => self.plan = Plan::SMALL,
+            "--instances" => self.plan.instances = value.parse().ok()?,
+            "--clients" => self.plan.clients = value.parse().ok()?,
+            "--minutes" => self.plan.time = Duration::from_secs(60 * number()?),
+            "--calm" => self.plan.calm = Duration::from_secs(number()?),
+            _ => return None,
+        }
+        Some(())
     }
 }
 
 #[expect(clippy::print_stdout, reason = "it is a program")]
 fn main() -> ExitCode {
-    let Some(Options { seeds, plan, trace }) = Options::read() else {
-        println!("--seeds A..B --instances N --clients M --minutes T --calm S --trace");
+    let Some(options) = Options::read() else {
+        println!(
+            "--seeds A..B --instances N --clients M --minutes T --calm S --plan small --trace --all"
+        );
         return ExitCode::from(2);
     };
+    let Options {
+        seeds,
+        plan,
+        trace,
+        all,
+    } = options;
     let (began, next, failed) = (
         Instant::now(),
         AtomicU64::new(seeds.start),
         AtomicBool::new(false),
     );
-    let answered = AtomicU64::new(0);
+    let (answered, simulated) = (AtomicU64::new(0), AtomicU64::new(0));
     let work = || {
-        while !failed.load(Ordering::Relaxed) {
+        while all || !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 return;
             }
-            let report = simulate(seed, plan);
+            let mut report = simulate(seed, plan);
             answered.fetch_add(report.answered as u64, Ordering::Relaxed);
+            simulated.fetch_add(report.time.as_secs(), Ordering::Relaxed);
+            if !report.violations.is_empty() {
+                report = shrink(seed, plan);
+            }
             if trace || !report.violations.is_empty() {
                 show(seed, &report, trace);
             }
@@ -86,10 +104,9 @@ fn main() -> ExitCode {
     });
     let runs = next.load(Ordering::Relaxed).min(seeds.end) - seeds.start;
     let took = began.elapsed();
-    let hours = plan.time.as_secs_f64() * runs as f64 / 3_600.0;
+    let hours = simulated.into_inner() as f64 / 3_600.0;
     println!(
-        "{runs} runs of {:?} in {took:.1?}: {:.2} simulated hours per second; {} calls answered",
-        plan.time,
+        "{runs} runs in {took:.1?}: {hours:.1} simulated hours, {:.2} per second; {} calls answered",
         hours / took.as_secs_f64(),
         answered.into_inner(),
     );
@@ -101,13 +118,16 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stdout, reason = "it is a program")]
 fn show(seed: u64, report: &Report, trace: bool) {
-    let from = if trace {
-        0
+    let (from, until) = if trace {
+        (0, report.log.len())
     } else {
-        report.log.len().saturating_sub(LAST)
+        report.last(LAST)
     };
-    for line in &report.log[from..] {
+    for line in &report.log[from..until] {
         println!("{line}");
     }
-    println!("seed {seed}: {} violations", report.violations.len());
+    println!("seed {seed}: {:#?}", report.violations);
+    if !report.violations.is_empty() {
+        println!("with no more than this broken: {:#?}", report.schedule);
+    }
 }

@@ -44,6 +44,7 @@ struct State {
     /// By when, and in the order in which they were made.
     events: BTreeMap<(Duration, u64), Event>,
     timers: BTreeMap<(Duration, u64), Waker>,
+    journal: Vec<String>,
 }
 
 struct Slot {
@@ -83,6 +84,7 @@ impl Clock {
                 tasks: BTreeMap::new(),
                 events: BTreeMap::new(),
                 timers: BTreeMap::new(),
+                journal: Vec::new(),
             }),
             ready: Arc::default(),
         }))
@@ -95,6 +97,18 @@ impl Clock {
     /// How long the world has been there.
     pub fn now(&self) -> Duration {
         self.state().now
+    }
+
+    /// Writes down what happens, with the time.
+    pub fn note(&self, what: impl fmt::Display) {
+        let mut state = self.state();
+        let line = format!("{:>12.6} {what}", state.now.as_secs_f64());
+        state.journal.push(line);
+    }
+
+    /// Takes out what was written down.
+    pub fn journal(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().journal)
     }
 
     /// A number below `bound`, by the dice.

@@ -68,7 +68,8 @@ struct Shared {
 struct State {
     lanes: [Lane; 2],
     is_cut: bool,
-    is_stalled: bool,
+    /// How many hold it up.
+    stalls: u32,
 }
 
 fn wake(wakers: impl IntoIterator<Item = Option<Waker>>) {
@@ -99,7 +100,7 @@ impl Shared {
     /// The next piece arrives, or the end.
     fn arrive(&self, direction: usize) {
         let mut state = self.state();
-        if state.is_stalled {
+        if state.stalls > 0 {
             return; // With everything behind it, once the cable goes on.
         }
         let lane = &mut state.lanes[direction];
@@ -141,13 +142,15 @@ impl Cable {
 
     /// Nothing arrives any more, and nobody is told, until it [goes on](Self::go_on).
     pub fn stall(&self) {
-        self.0.state().is_stalled = true;
+        self.0.state().stalls += 1;
     }
 
-    /// What was held up arrives.
+    /// What was held up arrives, unless somebody else holds it up still.
     pub fn go_on(&self) {
         let mut state = self.0.state();
-        if !std::mem::take(&mut state.is_stalled) {
+        let was_stalled = state.stalls > 0;
+        state.stalls = state.stalls.saturating_sub(1);
+        if !was_stalled || state.stalls > 0 {
             return;
         }
         for lane in &mut state.lanes {

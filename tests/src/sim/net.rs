@@ -77,8 +77,11 @@ impl Network {
         theirs.map(|(_, cable)| cable.clone()).collect()
     }
 
-    /// Lays a cable to a host, if anybody listens there.
-    fn dial(&self, host: &str) -> io::Result<Pipe> {
+    /// Lays a cable to a host.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn dial(&self, host: &str) -> io::Result<Pipe> {
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let (near, far, handle) = cable(&self.clock, self.conditions);
         let mut state = self.state();

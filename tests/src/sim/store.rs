@@ -1,6 +1,6 @@
 //! The store that the servers of a simulated world share: the reference model, behind wires that break.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,6 +26,9 @@ const LATENCY_MAX: Duration = Duration::from_millis(3);
 /// The longest pause between two attempts to come back.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// How much of an operation is written down.
+const WORDS_MAX: usize = 120;
+
 /// Whom an answer goes to.
 type Answer = oneshot::Sender<Result<Reply, BackendError>>;
 
@@ -42,8 +45,12 @@ pub struct SharedStore {
 #[derive(Default)]
 struct State {
     data: Data,
+    /// What a failover goes back to.
+    replica: Option<Data>,
     wires: BTreeMap<u64, Wire>,
     last: u64,
+    /// How many operations read every connection of the cluster.
+    surveys: u64,
 }
 
 /// What a failover may lose the end of.
@@ -53,6 +60,8 @@ struct Data {
     members: BTreeSet<Member>,
     /// Memberships that another instance ended, whose owner may not have heard of it.
     removed: BTreeSet<Member>,
+    /// The generation that each room's last clearing began.
+    cleared: BTreeMap<Name, u64>,
     /// What is kept for those who are away.
     kept: BTreeMap<InstanceId, Vec<Bytes>>,
     registered: BTreeMap<InstanceId, Registration>,
@@ -72,17 +81,42 @@ struct Registration {
 struct Wire {
     instance: Option<InstanceId>,
     mailbox: Mailbox,
+    /// What the instance was told that it has taken.
     topics: BTreeSet<Topic>,
+    /// What it listens to: that, and what it was not told of.
+    listens: BTreeSet<Topic>,
     /// Another one with each break: what was under way before is lost.
     epoch: u64,
     phase: Phase,
     cut_at: Option<Duration>,
+    /// No attempt to come back succeeds before.
+    away_until: Duration,
+    /// What the next operation that arrives breaks it by.
+    trap: Option<Trap>,
     pending: BTreeMap<u64, Answer>,
     /// When the last of what is under way arrives, in each direction: nothing is overtaken.
     requests_until: Duration,
     replies_until: Duration,
     notices_until: Duration,
     returns: u64,
+}
+
+/// An operation under way.
+struct Request {
+    wire: u64,
+    epoch: u64,
+    number: u64,
+    /// The topics that its answer says are taken.
+    taken: Vec<Topic>,
+}
+
+/// When a wire breaks over an operation.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trap {
+    /// Before it takes effect.
+    Request,
+    /// When it has taken effect, and its answer is on the way.
+    Reply,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -131,9 +165,12 @@ impl SharedStore {
             instance: None,
             mailbox: mailbox.clone(),
             topics: BTreeSet::new(),
+            listens: BTreeSet::new(),
             epoch: 0,
             phase: Phase::Up,
             cut_at: None,
+            away_until: Duration::ZERO,
+            trap: None,
             pending: BTreeMap::new(),
             requests_until: Duration::ZERO,
             replies_until: Duration::ZERO,
@@ -154,21 +191,64 @@ impl SharedStore {
         self.state().data.members.clone()
     }
 
-    /// Breaks the wire of every instance, or of the one of this number, by the order in which their backends were made.
-    pub fn cut(&self, which: Option<u64>) {
-        let wires: Vec<_> = self.state().wires.keys().copied().collect();
-        for wire in wires
-            .into_iter()
-            .filter(|wire| which.is_none_or(|only| only == *wire))
-        {
+    /// How often every connection of the cluster was read.
+    pub fn surveys(&self) -> u64 {
+        self.state().surveys
+    }
+
+    /// The topics that an instance has taken.
+    pub fn topics(&self, wire: u64) -> BTreeSet<Topic> {
+        let state = self.state();
+        let wire = state.wires.get(&wire);
+        wire.map(|wire| wire.topics.clone()).unwrap_or_default()
+    }
+
+    /// Breaks the wire of every instance, or of the one of this number, by the order in which their backends were made. None of them comes
+    /// back for so long.
+    pub fn cut(&self, which: Option<u64>, away: Duration) {
+        let until = self.clock.now() + away;
+        let mut state = self.state();
+        let mut broken = Vec::new();
+        for (id, wire) in &mut state.wires {
+            if which.is_none_or(|only| only == *id) {
+                wire.away_until = wire.away_until.max(until);
+                broken.push(*id);
+            }
+        }
+        drop(state);
+        for wire in broken {
             self.break_wire(wire);
         }
     }
 
-    /// The store loses its data, wholly, and everybody their wires.
-    pub fn lose_everything(&self) {
-        self.cut(None);
-        self.state().data = Data::default();
+    /// The wire of an instance breaks over its next operation.
+    pub fn trap(&self, wire: u64, trap: Trap) {
+        if let Some(wire) = self.state().wires.get_mut(&wire) {
+            wire.trap = Some(trap);
+        }
+    }
+
+    /// Keeps a copy of the data, as a replica has it.
+    pub fn replicate(&self) {
+        let mut state = self.state();
+        state.replica = Some(state.data.clone());
+    }
+
+    /// The replica takes over: what was written since it was made is lost, and everybody's wire breaks. Without a replica all is lost.
+    pub fn fail_over(&self) {
+        self.cut(None, Duration::ZERO);
+        let mut state = self.state();
+        state.data = state.replica.take().unwrap_or_default();
+        // Who subscribed since does so again when it is back; whom the replica knows by another wire is not there any more.
+        while state.data.store.poll_notice().is_some() {}
+        let known = state.data.registered.values();
+        let known: Vec<_> = known.map(|registration| registration.wire).collect();
+        drop(state);
+        // Some of them may have gone meanwhile.
+        for wire in known {
+            let store = self.clone();
+            self.clock.after(LEASE, move || store.expire(wire));
+        }
     }
 
     fn break_wire(&self, id: u64) {
@@ -229,6 +309,10 @@ impl SharedStore {
         let Some(wire) = wires.get_mut(&id).filter(|wire| wire.phase == Phase::Lost) else {
             return;
         };
+        if wire.away_until > self.clock.now() {
+            drop(state);
+            return self.try_later(id);
+        }
         wire.phase = Phase::Up;
         wire.cut_at = None;
         wire.returns += 1;
@@ -238,6 +322,10 @@ impl SharedStore {
         let data_kept = data.registered.contains_key(&instance).then_some(true);
         let kept = data.kept.remove(&instance).unwrap_or_default();
         data.register(&instance, id);
+        // A subscription ends with its wire.
+        let topics = std::mem::replace(&mut wire.listens, wire.topics.clone());
+        let topics = topics.into_iter().collect();
+        let _ = data.store.apply(&instance, Op::Unsubscribe { topics });
         let topics = wire.topics.iter().cloned().collect();
         let _ = data.store.apply(&instance, Op::Subscribe { topics });
         let (mailbox, number) = (wire.mailbox.clone(), wire.returns);
@@ -276,7 +364,7 @@ impl SharedStore {
     }
 
     /// A process dies, and its wire with it.
-    fn die(&self, id: u64) {
+    pub fn die(&self, id: u64) {
         let now = self.clock.now();
         let mut state = self.state();
         let Some(wire) = state.wires.get_mut(&id) else {
@@ -308,16 +396,16 @@ impl SharedStore {
         let Some(wire) = state.wires.get_mut(&id) else {
             return answered;
         };
+        // What is given back is not taken again, even if nobody can be told now.
+        match &op {
+            Op::Unsubscribe { topics } => wire.topics.retain(|topic| !topics.contains(topic)),
+            Op::OpenInstance { instance } => wire.instance = Some(instance.clone()),
+            _ => {}
+        }
         if wire.phase == Phase::Lost || wire.phase == Phase::Dead {
             drop(state);
             let _ = answer.send(Err(gone()));
             return answered;
-        }
-        match &op {
-            Op::Subscribe { topics } => wire.topics.extend(topics.iter().cloned()),
-            Op::Unsubscribe { topics } => wire.topics.retain(|topic| !topics.contains(topic)),
-            Op::OpenInstance { instance } => wire.instance = Some(instance.clone()),
-            _ => {}
         }
         wire.pending.insert(request, answer);
         if wire.phase == Phase::Broken {
@@ -328,23 +416,104 @@ impl SharedStore {
         let epoch = wire.epoch;
         drop(state);
         let store = self.clone();
-        self.clock
-            .after(arrival - now, move || store.arrive(id, epoch, request, op));
+        let taken = match &op {
+            Op::Subscribe { topics } => topics.clone(),
+            _ => Vec::new(),
+        };
+        let request = Request {
+            wire: id,
+            epoch,
+            number: request,
+            taken,
+        };
+        self.clock.after(arrival - now, move || {
+            let steps = store.steps(op);
+            store.arrive(request, steps, Ok(Reply::Done));
+        });
         answered
     }
 
-    /// An operation arrives at the store, and takes effect.
-    fn arrive(&self, id: u64, epoch: u64, request: u64, op: Op) {
+    /// The parts of an operation that touch partitions of their own, each of which takes effect by itself.
+    fn steps(&self, op: Op) -> VecDeque<Op> {
+        match op {
+            Op::Subscribe { topics } => topics
+                .into_iter()
+                .map(|topic| Op::Subscribe {
+                    topics: vec![topic],
+                })
+                .collect(),
+            Op::Restore {
+                connections,
+                members,
+            } => {
+                let first = Op::Restore {
+                    connections,
+                    members: Vec::new(),
+                };
+                let rest = members.into_iter().map(|member| Op::Restore {
+                    connections: Vec::new(),
+                    members: vec![member],
+                });
+                std::iter::once(first).chain(rest).collect()
+            }
+            Op::CloseConnection { connection } => {
+                let state = self.state();
+                let rooms = state.data.members.iter();
+                let rooms = rooms.filter(|(_, id)| *id == connection);
+                let leave = rooms.map(|(room, id)| Op::LeaveRoom {
+                    room: room.clone(),
+                    connection: id.clone(),
+                });
+                let mut steps: VecDeque<_> = leave.collect();
+                steps.push_back(Op::CloseConnection { connection });
+                steps
+            }
+            op => VecDeque::from([op]),
+        }
+    }
+
+    /// The next step of an operation takes effect at the store; behind the last of them it is answered.
+    fn arrive(
+        &self,
+        request: Request,
+        mut steps: VecDeque<Op>,
+        answer: Result<Reply, BackendError>,
+    ) {
         let latency = self.clock.between(Duration::ZERO, LATENCY_MAX);
         let now = self.clock.now();
         let mut state = self.state();
-        let State { data, wires, .. } = &mut *state;
-        let Some(wire) = wires.get_mut(&id).filter(|wire| wire.epoch == epoch) else {
+        let State {
+            data,
+            wires,
+            surveys,
+            ..
+        } = &mut *state;
+        let id = request.wire;
+        let is_same = |wire: &&mut Wire| wire.epoch == request.epoch;
+        let Some(wire) = wires.get_mut(&id).filter(is_same) else {
             return;
         };
         let Some(instance) = wire.instance.clone() else {
             return;
         };
+        let Some(op) = steps.pop_front() else {
+            drop(state);
+            return self.answer(&request, answer);
+        };
+        match &op {
+            Op::Subscribe { topics } => wire.listens.extend(topics.iter().cloned()),
+            Op::Unsubscribe { topics } => wire.listens.retain(|topic| !topics.contains(topic)),
+            _ => {}
+        }
+        let trap = wire.trap.take();
+        if trap == Some(Trap::Request) {
+            drop(state);
+            return self.break_wire(id);
+        }
+        *surveys += u64::from(matches!(op, Op::Connections | Op::AllConnectionMetadata));
+        let mut what = format!("{instance}: {op:?}");
+        what.truncate(what.floor_char_boundary(WORDS_MAX));
+        self.clock.note(what);
         let number = wire.returns;
         let away = |instance: &InstanceId| !data.registered.contains_key(instance);
         let reply = match op {
@@ -365,8 +534,15 @@ impl SharedStore {
             Op::Settle { number: of } if of != number => Err(gone()),
             op => data.apply(&instance, op),
         };
-        let arrival = wire.replies_until.max(now + latency);
-        wire.replies_until = arrival;
+        let answer = joined(answer, reply);
+        // What is left is under way behind it, and what was sent later behind that.
+        let arrival = if steps.is_empty() {
+            wire.replies_until = wire.replies_until.max(now + latency);
+            wire.replies_until
+        } else {
+            wire.requests_until = wire.requests_until.max(now + latency);
+            now + latency
+        };
         let mut told = Vec::new();
         while let Some((whom, notice)) = data.store.poll_notice() {
             if let Some(registration) = data.registered.get(&whom) {
@@ -377,16 +553,27 @@ impl SharedStore {
         for (wire, notice) in told {
             self.deliver(wire, notice);
         }
+        if trap == Some(Trap::Reply) {
+            return self.break_wire(id);
+        }
         let store = self.clone();
         self.clock.after(arrival - now, move || {
-            store.answer(id, epoch, request, reply);
+            if steps.is_empty() {
+                store.answer(&request, answer);
+            } else {
+                store.arrive(request, steps, answer);
+            }
         });
     }
 
-    fn answer(&self, id: u64, epoch: u64, request: u64, reply: Result<Reply, BackendError>) {
+    fn answer(&self, request: &Request, reply: Result<Reply, BackendError>) {
         let mut state = self.state();
-        let wire = state.wires.get_mut(&id).filter(|wire| wire.epoch == epoch);
-        let answer = wire.and_then(|wire| wire.pending.remove(&request));
+        let is_same = |wire: &&mut Wire| wire.epoch == request.epoch;
+        let wire = state.wires.get_mut(&request.wire).filter(is_same);
+        let answer = wire.and_then(|wire| {
+            wire.topics.extend(request.taken.iter().cloned());
+            wire.pending.remove(&request.number)
+        });
         drop(state);
         if let Some(answer) = answer {
             let _ = answer.send(reply);
@@ -419,6 +606,30 @@ impl SharedStore {
             }
         });
     }
+}
+
+/// The answer to an operation of several steps: what each of them says, or its first failure.
+fn joined(
+    before: Result<Reply, BackendError>,
+    next: Result<Reply, BackendError>,
+) -> Result<Reply, BackendError> {
+    Ok(match (before?, next?) {
+        (
+            Reply::Restored {
+                mut changed,
+                mut ended,
+            },
+            Reply::Restored {
+                changed: more,
+                ended: others,
+            },
+        ) => {
+            changed.extend(more);
+            ended.extend(others);
+            Reply::Restored { changed, ended }
+        }
+        (_, next) => next,
+    })
 }
 
 impl Data {
@@ -455,6 +666,9 @@ impl Data {
             Op::Settle { .. } => Ok(self.settle(instance)),
             op => {
                 let reply = self.store.apply(instance, op.clone())?;
+                if let (Op::ClearRoom { room }, Reply::Cleared { generation }) = (&op, &reply) {
+                    self.cleared.insert(Arc::clone(room), *generation);
+                }
                 self.note(instance, op);
                 Ok(reply)
             }
@@ -522,12 +736,10 @@ impl Data {
                 room: room.clone(),
                 connection: connection.clone(),
             };
-            // The store tells the room's generation only to who joins it.
+            let cleared = self.cleared.get(&room).copied().unwrap_or_default();
             let is_over = self.removed.contains(&member)
-                || match self.store.apply(instance, join)? {
-                    Reply::Joined { generation, .. } => generation > stated,
-                    _ => true,
-                };
+                || cleared > stated
+                || self.store.apply(instance, join).is_err();
             if is_over {
                 let leave = Op::LeaveRoom { room, connection };
                 let _ = self.store.apply(instance, leave);

@@ -1,0 +1,229 @@
+//! The servers of a simulated cluster, and the application on them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_core::driver::{
+    Accept, CommandError, Context, Membership, MeshServer, Pattern, Refusal, Runtime,
+    UpgradeRequest,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Node;
+use super::world::{Mark, VIP, World};
+
+/// How many messages the channels keep.
+pub(super) const HISTORY: usize = 10;
+
+/// How long a server that stops waits for what is under way.
+pub(super) const DRAIN: Duration = Duration::from_secs(3);
+
+/// How often servers ask their clients for a sign of life.
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(4);
+
+/// What a server keeps for a client that does not read.
+pub(super) const QUEUE_BYTES_MAX: usize = 256 << 10;
+
+/// A message, by which its reader knows what came before.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(super) struct Message {
+    pub from: usize,
+    pub mark: Mark,
+    /// When its sender called for it, in microseconds.
+    pub sent: u64,
+}
+
+/// What the application's commands are about: a room, a channel, a record or a connection.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct About {
+    pub name: String,
+    pub message: Message,
+}
+
+/// A write of a record.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Write {
+    pub record: String,
+    pub how: How,
+    pub value: Value,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(super) enum How {
+    Replace,
+    Merge,
+    Delete,
+}
+
+/// What takes some time.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Slow {
+    pub mark: Mark,
+    pub millis: u64,
+}
+
+/// A host of the cluster.
+pub(super) struct Host {
+    pub name: String,
+    pub node: Node,
+    pub server: MeshServer,
+    pub wire: u64,
+    pub is_down: bool,
+    /// It was told to stop, then.
+    pub stopping_since: Option<Duration>,
+}
+
+impl Host {
+    pub(super) fn start(world: &World, n: usize) -> Self {
+        let node = world.clock.node();
+        let drift = i32::try_from(world.clock.below(400)).unwrap_or_default() - 200;
+        let backend = world.store.backend();
+        let wire = backend.wire();
+        let runtime = world.clock.runtime(node, drift);
+        let server = MeshServer::builder()
+            .backend(backend)
+            .ping_interval(PING_INTERVAL)
+            .drain_time(DRAIN)
+            .record_check_interval(Duration::from_secs(4))
+            .limits(|limits| limits.queue_bytes_max = QUEUE_BYTES_MAX)
+            .authenticate(async |request: UpgradeRequest| {
+                let user = json!({ "user": request.query("user") });
+                Accept::with_metadata(&user).map_err(|error| Refusal::forbidden(error.to_string()))
+            })
+            .build_on(Arc::clone(&runtime));
+        expose(world, &server);
+        register(world, &server, runtime);
+        let name = format!("host{n}.test");
+        world.network.listen(&name, node, &server);
+        Self {
+            name,
+            node,
+            server,
+            wire,
+            is_down: false,
+            stopping_since: None,
+        }
+    }
+}
+
+/// What clients may reach by themselves.
+fn expose(world: &World, server: &MeshServer) {
+    for channel in ["news", "side"] {
+        server.expose_channel(channel);
+    }
+    for room in ["r0", "r1", "r2"] {
+        server.expose_room(room);
+    }
+    let asked = world.clone();
+    server
+        .expose_room(VIP)
+        .guard(move |_, _| std::future::ready(asked.state().is_vip_open));
+    for record in ["doc", "board", "count"] {
+        server.expose_record(record);
+    }
+    server.expose_writable_record("doc");
+    // Whoever may write may not read where a guard of its own says so.
+    server.expose_writable_record("secret");
+    server
+        .expose_record("secret")
+        .guard(|_, _| std::future::ready(false));
+    server.expose_room_metadata(Pattern::exact("r0"));
+}
+
+fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
+    server.register_command("double", async |ctx: Context<u64>| Ok(ctx.payload * 2));
+    server.register_command("refuse", async |ctx: Context<u64>| {
+        let error = CommandError::new(format!("no {}", ctx.payload));
+        Err::<(), _>(error.with_code("ENO"))
+    });
+    let handled = world.clone();
+    server.register_command("slow", move |ctx: Context<Slow>| {
+        let (runtime, handled) = (Arc::clone(&runtime), handled.clone());
+        async move {
+            let pause = Duration::from_millis(ctx.payload.millis);
+            runtime.sleep_until(runtime.now() + pause).await;
+            handled.state().handled.insert(ctx.payload.mark);
+            Ok(ctx.payload.mark)
+        }
+    });
+    server.register_command("shout", async |ctx: Context<About>| {
+        let About { name, message } = &ctx.payload;
+        let event = format!("shout {name}");
+        ctx.server
+            .broadcast_room(name, &event, message.clone())
+            .await?;
+        Ok(true)
+    });
+    server.register_command("announce", async |ctx: Context<About>| {
+        let message = ctx.payload.message.clone();
+        ctx.server.broadcast("announce", message).await?;
+        Ok(true)
+    });
+    server.register_command("whisper", async |ctx: Context<About>| {
+        let About { name, message } = &ctx.payload;
+        ctx.server
+            .send_to(name.as_str(), "whisper", message.clone())
+            .await?;
+        Ok(true)
+    });
+    server.register_command("publish", async |ctx: Context<About>| {
+        let About { name, message } = &ctx.payload;
+        let text = serde_json::to_string(message).unwrap_or_default();
+        ctx.server.publish_to_channel(name, &text, HISTORY).await?;
+        Ok(true)
+    });
+    server.register_command("write", async |ctx: Context<Write>| {
+        let Write { record, how, value } = &ctx.payload;
+        Ok(match how {
+            How::Replace => Some(ctx.server.publish_record_update(record, value).await?),
+            How::Merge => Some(ctx.server.merge_record(record, value).await?),
+            How::Delete => ctx.server.delete_record(record).await?,
+        })
+    });
+    server.register_command("count", async |ctx: Context<()>| {
+        let next = |count: Option<u64>| count.unwrap_or_default() + 1;
+        Ok(ctx.server.update_record("count", next).await?)
+    });
+    server.register_command("tag", async |ctx: Context<About>| {
+        let About { name, message } = &ctx.payload;
+        let tag = json!({ format!("tag{}", message.from): message.mark });
+        let connections = ctx.server.connections();
+        connections.merge_metadata(name.as_str(), &tag).await?;
+        Ok(true)
+    });
+    server.register_command("clear", async |ctx: Context<()>| {
+        ctx.server.clear_room(VIP).await?;
+        Ok(true)
+    });
+    server.register_command("revoke", async |ctx: Context<()>| {
+        for id in ctx.server.room_members(VIP).await? {
+            ctx.server.revoke(&id, Membership::Room(VIP.into())).await?;
+        }
+        Ok(true)
+    });
+    let close = world.clone();
+    server.register_command("close", move |ctx: Context<()>| {
+        let world = close.clone();
+        async move {
+            {
+                let mut state = world.state();
+                state.is_vip_open = false;
+                state.surveys += 1;
+            }
+            for id in ctx.server.connections().ids().await? {
+                ctx.server.recheck_guards(&id).await?;
+            }
+            Ok(true)
+        }
+    });
+    let open = world.clone();
+    server.register_command("open", move |_: Context<()>| {
+        let now = open.now();
+        let mut state = open.state();
+        state.is_vip_open = true;
+        state.opened = now;
+        drop(state);
+        std::future::ready(Ok(true))
+    });
+}

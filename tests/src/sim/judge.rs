@@ -1,0 +1,259 @@
+//! After the repair everything agrees: what the servers know, what the store holds, what the clients were told.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_core::backend::{ConnectionId, Topic};
+use serde_json::Value;
+
+use super::caller::{RECORDS, ROOMS};
+use super::world::{Belonging, Held, VIP, World};
+
+/// Runs this in the world, for it needs time to pass.
+fn ask<T: Send + 'static>(
+    world: &World,
+    question: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let answer = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&answer);
+    world.clock.spawn(world.clock.node(), async move {
+        let value = question.await;
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    });
+    for _ in 0..100 {
+        world
+            .clock
+            .run_until(world.now() + Duration::from_millis(20));
+        if let Some(answer) = answer.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Some(answer);
+        }
+    }
+    None
+}
+
+/// Everything that must be so when nothing was broken for a while.
+pub(super) fn judge(world: &World) {
+    let ids = connections(world);
+    memberships(world, &ids);
+    records(world);
+    metadata(world);
+    costs(world);
+}
+
+/// Every client is connected, and every server knows all of them and nobody else.
+fn connections(world: &World) -> BTreeSet<ConnectionId> {
+    let state = world.state();
+    let mut offline = Vec::new();
+    let mut ids = BTreeSet::new();
+    for (n, seat) in state.seats.iter().enumerate() {
+        match seat.client.connection_id() {
+            Some(id) if seat.client.is_online() => {
+                ids.insert(ConnectionId::new(id));
+            }
+            _ => offline.push(n),
+        }
+    }
+    let hosts: Vec<_> = state.hosts.iter().map(|host| host.server.clone()).collect();
+    drop(state);
+    if !offline.is_empty() {
+        world.violation(format_args!("clients {offline:?} are not connected"));
+    }
+    for server in hosts {
+        let name = server.instance_id().clone();
+        world.state().surveys += 1;
+        let asked = server.clone();
+        let known = ask(world, async move { asked.connections().ids().await });
+        let known: BTreeSet<_> = known.and_then(Result::ok).into_iter().flatten().collect();
+        if known != ids {
+            world.violation(format_args!(
+                "{name} knows {known:?}, and there are {ids:?}"
+            ));
+        }
+        let local = ids
+            .iter()
+            .filter(|id| server.connections().local(*id).is_some());
+        let (local, held) = (local.count(), server.metrics().connections);
+        if local != held {
+            world.violation(format_args!(
+                "{name} holds {held} connections, of {local} clients"
+            ));
+        }
+    }
+    ids
+}
+
+/// Servers, store and clients agree about who is in which room.
+fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
+    let stored = world.store.members();
+    for (room, id) in stored.iter().filter(|(_, id)| !ids.contains(id)) {
+        world.violation(format_args!("{id} is gone and in {room}"));
+    }
+    let state = world.state();
+    let mut wrong = Vec::new();
+    for (n, seat) in state.seats.iter().enumerate() {
+        let id = seat.client.connection_id().unwrap_or_default();
+        for (room, belonging) in seat.rooms.iter().filter(|(room, _)| **room != VIP) {
+            let is_member =
+                (stored.iter()).any(|(name, member)| **name == **room && member.as_str() == id);
+            let is_wrong = match belonging {
+                Belonging::Member { .. } => !is_member,
+                Belonging::Left { .. } => is_member,
+                Belonging::Unknown => false,
+            };
+            if is_wrong {
+                wrong.push(format!(
+                    "client {n} in {room}: {is_member}, and {belonging:?}"
+                ));
+            }
+        }
+    }
+    let hosts: Vec<_> = state
+        .hosts
+        .iter()
+        .map(|host| (host.server.clone(), host.wire))
+        .collect();
+    drop(state);
+    wrong.iter().for_each(|wrong| world.violation(wrong));
+    for (server, wire) in hosts {
+        let name = server.instance_id().clone();
+        for room in ROOMS.into_iter().chain([VIP]) {
+            let asked = server.clone();
+            let told = ask(world, async move { asked.room_members(room).await });
+            let told: BTreeSet<_> = told.and_then(Result::ok).into_iter().flatten().collect();
+            let held: BTreeSet<_> = (stored.iter())
+                .filter(|(name, _)| **name == *room)
+                .map(|(_, id)| id.clone())
+                .collect();
+            if told != held {
+                world.violation(format_args!("{name} has {told:?} in {room}, not {held:?}"));
+            }
+            // What is not needed is not listened to.
+            let is_here = held
+                .iter()
+                .any(|id| server.connections().local(id).is_some());
+            let listens = world.store.topics(wire).contains(&Topic::Room(room.into()));
+            if is_here != listens {
+                world.violation(format_args!(
+                    "{name} has members in {room}: {is_here}, and listens: {listens}"
+                ));
+            }
+        }
+        for (room, id) in &stored {
+            let Some(local) = server.connections().local(id) else {
+                continue;
+            };
+            let (asked, room) = (server.clone(), Arc::clone(room));
+            let in_room = Arc::clone(&room);
+            let told = ask(
+                world,
+                async move { asked.is_in_room(&in_room, &local).await },
+            );
+            if told != Some(Ok(true)) {
+                world.violation(format_args!("{name} says {told:?} of {id} in {room}"));
+            }
+        }
+    }
+}
+
+/// Every client holds what is stored, and nothing that was acknowledged is lost, unless the store lost it.
+fn records(world: &World) {
+    let Some(server) = world.state().hosts.first().map(|host| host.server.clone()) else {
+        return;
+    };
+    for name in RECORDS {
+        let asked = server.clone();
+        let record = ask(world, async move { asked.get_record::<Value>(name).await });
+        let Some(Ok(record)) = record else {
+            world.violation(format_args!("{name}: {record:?}"));
+            continue;
+        };
+        let stored = Held {
+            version: record.version,
+            value: record.value.clone(),
+        };
+        let state = world.state();
+        let mut wrong = Vec::new();
+        for (n, seat) in state.seats.iter().enumerate() {
+            // One whose subscription failed has none.
+            if seat.listens.contains_key(name) && seat.held.get(name) != Some(&stored) {
+                let held = seat.held.get(name);
+                wrong.push(format!(
+                    "client {n} holds {held:?} of {name}, not {stored:?}"
+                ));
+            }
+        }
+        let is_whole = state.failed_over.is_none();
+        if is_whole && name == "board" {
+            for (n, mark) in &state.board {
+                let value = record.value.as_ref();
+                let stored = value.and_then(|value| value[format!("client{n}")].as_u64());
+                if stored.is_none_or(|stored| stored < *mark) {
+                    wrong.push(format!("client {n} merged {mark}, and there is {stored:?}"));
+                }
+            }
+        }
+        if is_whole && name == "count" {
+            let count = record
+                .value
+                .as_ref()
+                .and_then(Value::as_u64)
+                .unwrap_or_default();
+            let (sure, most) = (state.counted, state.counted + state.maybe_counted);
+            if !(sure..=most).contains(&count) {
+                wrong.push(format!(
+                    "counted {sure} to {most} times, and there is {count}"
+                ));
+            }
+        }
+        drop(state);
+        wrong.iter().for_each(|wrong| world.violation(wrong));
+    }
+}
+
+/// What was merged into the metadata of a connection that is still there is in it, beside what it was let in with.
+fn metadata(world: &World) {
+    let state = world.state();
+    let Some(server) = state.hosts.first().map(|host| host.server.clone()) else {
+        return;
+    };
+    let is_whole = state.failed_over.is_none();
+    let tags = state.tags.clone();
+    let users: Vec<_> = (state.seats.iter().enumerate())
+        .filter_map(|(n, seat)| Some((n, seat.client.connection_id()?)))
+        .collect();
+    drop(state);
+    for (n, id) in users {
+        let (asked, of) = (server.clone(), id.clone());
+        let told = ask(world, async move {
+            asked.connections().metadata::<Value>(of.as_str()).await
+        });
+        let Some(Ok(Some(metadata))) = told else {
+            world.violation(format_args!("client {n} has metadata {told:?}"));
+            continue;
+        };
+        let user = n.to_string();
+        if metadata["user"].as_str() != Some(&user) {
+            world.violation(format_args!("client {n} has metadata {metadata}"));
+        }
+        let mine = tags.iter().filter(|((tagged, _), _)| *tagged == id);
+        for ((_, by), mark) in mine.filter(|_| is_whole) {
+            let stored = metadata[format!("tag{by}")].as_u64();
+            if stored.is_none_or(|stored| stored < *mark) {
+                world.violation(format_args!(
+                    "client {n} was tagged {mark} by {by}: {metadata}"
+                ));
+            }
+        }
+    }
+}
+
+/// Nobody reads the whole cluster whom the application did not tell to.
+fn costs(world: &World) {
+    let (surveys, asked) = (world.store.surveys(), world.state().surveys);
+    if surveys > asked {
+        world.violation(format_args!(
+            "every connection was read {surveys} times, not {asked}"
+        ));
+    }
+}

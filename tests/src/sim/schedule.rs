@@ -1,0 +1,164 @@
+//! What a run of a cluster is made of: how large it is, and what breaks when.
+
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use super::store::Trap;
+
+/// The longest that a cable hears nothing: longer than any peer is waited for.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+/// The longest that an instance is without the store: longer than its lease.
+const AWAY_MAX: Duration = Duration::from_secs(20);
+
+/// The longest that a host is down.
+const DOWN_MAX: Duration = Duration::from_secs(20);
+
+/// The longest tail that a failover loses.
+const TAIL_MAX: Duration = Duration::from_secs(2);
+
+/// What a run is made of.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Plan {
+    /// How many servers.
+    pub instances: usize,
+    /// How many clients, dealt to the servers in turn.
+    pub clients: usize,
+    /// How long they work, with faults, in simulated time. Behind it they work on for a while without.
+    pub time: Duration,
+    /// The mean pause between two faults.
+    pub calm: Duration,
+}
+
+impl Plan {
+    /// One that takes least, for very many seeds.
+    pub const SMALL: Self = Self {
+        instances: 2,
+        clients: 3,
+        time: Duration::from_secs(24),
+        calm: Duration::from_secs(4),
+    };
+}
+
+impl Default for Plan {
+    /// Small, and as broken as it gets.
+    fn default() -> Self {
+        Self {
+            instances: 3,
+            clients: 5,
+            time: Duration::from_secs(40),
+            calm: Duration::from_secs(6),
+        }
+    }
+}
+
+/// What breaks. Hosts go by their numbers.
+#[derive(Clone, Debug, Eq, PartialEq)]
+#[expect(missing_docs, reason = "the fields' names and types say all")]
+pub enum Fault {
+    /// The cables of a host's clients break, and both ends are told.
+    CutClients { host: usize },
+    /// Nothing arrives over them for a while, and nobody is told.
+    StallClients { host: usize, pause: Duration },
+    /// They hear nothing for a while, and their server sends them more than it keeps for anybody.
+    Flood { host: usize, pause: Duration },
+    /// A host loses its wire to the store, and finds no other for so long.
+    LoseStore { host: usize, away: Duration },
+    /// All of them do.
+    LoseStoreEverywhere { away: Duration },
+    /// A host's wire breaks over its next operation.
+    Trap { host: usize, trap: Trap },
+    /// The store goes back to a replica, which lacks what was written last.
+    FailOver { tail: Duration },
+    /// A host's process dies, and another one starts in its place.
+    Crash { host: usize, down: Duration },
+    /// A host's process is told to stop, and another one starts in its place.
+    Restart { host: usize, down: Duration },
+    /// Somebody says what is no WebSocket, in the packet of the handshake.
+    Garbage { host: usize },
+}
+
+/// The faults of a run, by when they happen.
+pub type Schedule = Vec<(Duration, Fault)>;
+
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0.next_u64() % bound.max(1)
+    }
+
+    fn within(&mut self, max: Duration) -> Duration {
+        let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
+        Duration::from_nanos(self.below(nanos))
+    }
+}
+
+impl Plan {
+    /// The faults that a seed draws. What takes a while is over when the time is.
+    pub fn schedule(&self, seed: u64) -> Schedule {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        // Not the numbers that the world itself draws.
+        random.set_stream(1);
+        let mut dice = Dice(random);
+        let mut schedule = Schedule::new();
+        let mut at = Duration::ZERO;
+        loop {
+            at += dice.within(self.calm * 2);
+            if at >= self.time {
+                return schedule;
+            }
+            let left = self.time - at;
+            schedule.push((at, self.draw(&mut dice, left)));
+        }
+    }
+
+    fn draw(&self, dice: &mut Dice, left: Duration) -> Fault {
+        let hosts = u64::try_from(self.instances).unwrap_or(u64::MAX);
+        let host = usize::try_from(dice.below(hosts)).unwrap_or_default();
+        match dice.below(15) {
+            0 | 1 => Fault::CutClients { host },
+            2 | 3 => Fault::StallClients {
+                host,
+                pause: dice.within(left.min(STALL_MAX)),
+            },
+            4 => Fault::Flood {
+                host,
+                pause: dice.within(left.min(STALL_MAX)),
+            },
+            5 => Fault::LoseStore {
+                host,
+                away: Duration::ZERO,
+            },
+            6 => Fault::LoseStore {
+                host,
+                away: dice.within(left.min(AWAY_MAX)),
+            },
+            7 => Fault::LoseStoreEverywhere {
+                away: dice.within(left.min(AWAY_MAX)),
+            },
+            8 => Fault::Trap {
+                host,
+                trap: Trap::Request,
+            },
+            9 => Fault::Trap {
+                host,
+                trap: Trap::Reply,
+            },
+            10 => Fault::FailOver {
+                tail: dice.within(left.min(TAIL_MAX)),
+            },
+            11 | 12 => Fault::Crash {
+                host,
+                down: dice.within(left.min(DOWN_MAX)),
+            },
+            13 => Fault::Restart {
+                host,
+                down: dice.within(left.min(DOWN_MAX)),
+            },
+            _ => Fault::Garbage { host },
+        }
+    }
+}
