@@ -1,7 +1,7 @@
 //! Runs as many simulated clusters as one likes: `cargo run --release -p mesh-tests --bin simulate -- --seeds 0..1000`.
 //!
 //! `--plan small` takes the plan of `tests/sim_cluster.rs`; `--instances N`, `--clients M` and `--minutes T` say of what and for how long in simulated time each of them is; `--calm S` how many
-//! seconds lie between two faults on average, `--trace` prints all that happens, and `--all` goes on after a failure. A run that breaks a promise ends with its seed, what
+//! seconds lie between two faults on average, `--trace` prints all that happens, `--all` goes on after a failure, and `--brief` says no more than a line of it. A run that breaks a promise ends with its seed, what
 //! happened last, and status 1; the same seed and numbers tell the same again.
 
 use std::env;
@@ -20,6 +20,7 @@ struct Options {
     plan: Plan,
     trace: bool,
     all: bool,
+    brief: bool,
 }
 
 impl Options {
@@ -29,12 +30,14 @@ impl Options {
             plan: Plan::default(),
             trace: false,
             all: false,
+            brief: false,
         };
         let mut words = env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--trace" => options.trace = true,
                 "--all" => options.all = true,
+                "--brief" => options.brief = true,
                 option => options.set(option, &words.next()?)?,
             }
         }
@@ -63,7 +66,7 @@ impl Options {
 fn main() -> ExitCode {
     let Some(options) = Options::read() else {
         println!(
-            "--seeds A..B --instances N --clients M --minutes T --calm S --plan small --trace --all"
+            "--seeds A..B --instances N --clients M --minutes T --calm S --plan small --trace --all --brief"
         );
         return ExitCode::from(2);
     };
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         plan,
         trace,
         all,
+        brief,
     } = options;
     let (began, next, failed) = (
         Instant::now(),
@@ -85,14 +89,14 @@ fn main() -> ExitCode {
             if seed >= seeds.end {
                 return;
             }
-            let mut report = simulate(seed, plan);
+            let report = simulate(seed, plan);
             answered.fetch_add(report.answered as u64, Ordering::Relaxed);
             simulated.fetch_add(report.time.as_secs(), Ordering::Relaxed);
-            if !report.violations.is_empty() {
-                report = shrink(seed, plan);
-            }
-            if trace || !report.violations.is_empty() {
-                show(seed, &report, trace);
+            match report.violations.first() {
+                Some(first) if brief => println!("seed {seed}: {first}"),
+                Some(_) => show(seed, &shrink(seed, plan), trace),
+                None if trace => show(seed, &report, trace),
+                None => {}
             }
             failed.fetch_or(!report.violations.is_empty(), Ordering::Relaxed);
         }
