@@ -18,38 +18,62 @@ pub const FIN: u8 = 0x80;
 /// The mask of every frame that this client sends: it need not be secret here, only not zero.
 pub const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
+/// How many bits of a header hold the length.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Width {
+    /// Those of the second byte: up to 125.
+    Bits7,
+    /// Two bytes of their own: up to 65 535.
+    Bits16,
+    /// Eight bytes of their own.
+    Bits64,
+}
+
+impl Width {
+    /// The shortest form of a length, the only one that is allowed.
+    pub const fn shortest(len: u64) -> Self {
+        match len {
+            0..=125 => Self::Bits7,
+            126..=0xffff => Self::Bits16,
+            _ => Self::Bits64,
+        }
+    }
+}
+
 /// The header of a frame with this first byte, in the shortest form, followed by the mask if there is one.
 pub fn header(first: u8, len: u64, mask: Option<[u8; 4]>) -> Vec<u8> {
+    header_in(Width::shortest(len), first, len, mask)
+}
+
+/// The same with the length in so many bits, whether or not fewer would do.
+pub fn header_in(width: Width, first: u8, len: u64, mask: Option<[u8; 4]>) -> Vec<u8> {
     let bit = if mask.is_some() { 0x80 } else { 0 };
     let mut out = vec![first];
-    match len {
-        0..=125 => out.push(bit | len as u8),
-        126..=0xffff => {
+    match width {
+        Width::Bits7 => out.push(bit | len as u8),
+        Width::Bits16 => {
             out.push(bit | 126);
             out.extend((len as u16).to_be_bytes());
         }
-        _ => {
+        Width::Bits64 => {
             out.push(bit | 127);
             out.extend(len.to_be_bytes());
         }
     }
-    out.extend(
-        mask.unwrap_or_default()
-            .iter()
-            .take(if mask.is_some() { 4 } else { 0 }),
-    );
+    out.extend(mask.iter().flatten());
     out
+}
+
+/// A payload masked with this key, or unmasked (section 5.3).
+pub fn masked(payload: &[u8], key: [u8; 4]) -> Vec<u8> {
+    let bytes = payload.iter().zip(key.iter().cycle());
+    bytes.map(|(byte, key)| byte ^ key).collect()
 }
 
 /// A whole masked frame with this first byte (flags and opcode).
 pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = header(first, payload.len() as u64, Some(MASK));
-    out.extend(
-        payload
-            .iter()
-            .zip(MASK.iter().cycle())
-            .map(|(byte, mask)| byte ^ mask),
-    );
+    out.extend(masked(payload, MASK));
     out
 }
 
