@@ -1,4 +1,4 @@
-//! The demo's HTTP side and its life as a process (`demo-server.md`), and what an upgrade is refused with.
+//! The demo's HTTP side and its life as a process (`demo-server.md`), and what is no HTTP.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use mesh_tests::{Demo, PATIENCE, RawClient, Response, Upgrade, until};
+use mesh_tests::{Demo, PATIENCE, RawClient, until};
 use serde_json::json;
 
 #[test]
@@ -350,100 +350,6 @@ fn the_host_and_the_port_are_options() {
     let demo = Demo::start(&["--host", "127.0.0.2"]);
     assert_eq!(demo.addr().ip().to_string(), "127.0.0.2");
     assert_eq!(RawClient::connect(&demo).command("echo", "x"), "echo: x");
-}
-
-fn upgrade(demo: &Demo) -> Upgrade {
-    Upgrade::new(demo.addr())
-}
-
-#[track_caller]
-fn refused(upgrade: &Upgrade, demo: &Demo) -> Response {
-    upgrade
-        .send(demo.addr())
-        .expect_err("the upgrade was not refused")
-}
-
-#[test]
-fn an_upgrade_that_is_none_is_a_bad_request() {
-    let demo = Demo::shared();
-    for (from, to) in [
-        ("Sec-WebSocket-Key: bWVzaC1jb25mb3JtYW5jZQ==\r\n", ""),
-        ("bWVzaC1jb25mb3JtYW5jZQ==", ""),
-        ("bWVzaC1jb25mb3JtYW5jZQ==", "bWVzaC1jb25mb3JtYW5j"),
-        ("bWVzaC1jb25mb3JtYW5jZQ==", "not base64 of 16 bytes!!"),
-        ("Connection: Upgrade", "Connection: keep-alive"),
-    ] {
-        let response = refused(&upgrade(&demo).replace(from, to), &demo);
-        assert_eq!(response.status, 400, "{from:?} → {to:?}: {response:?}");
-    }
-}
-
-#[test]
-fn an_upgrade_to_another_version_is_told_the_right_one() {
-    let demo = Demo::shared();
-    for version in ["8", "12", "14", "abc"] {
-        let header = format!("Sec-WebSocket-Version: {version}");
-        let response = refused(
-            &upgrade(&demo).replace("Sec-WebSocket-Version: 13", &header),
-            &demo,
-        );
-        assert_eq!(response.status, 426, "{version}: {response:?}");
-        assert_eq!(
-            response.header("sec-websocket-version"),
-            Some("13"),
-            "{response:?}"
-        );
-    }
-    // Without a version it is no WebSocket handshake at all: 400 and 426 are both clear.
-    let response = refused(
-        &upgrade(&demo).replace("Sec-WebSocket-Version: 13\r\n", ""),
-        &demo,
-    );
-    assert!([400, 426].contains(&response.status), "{response:?}");
-}
-
-#[test]
-fn an_upgrade_is_a_get() {
-    let demo = Demo::shared();
-    for method in ["POST", "PUT", "DELETE"] {
-        let response = refused(
-            &upgrade(&demo)
-                .replace("GET / ", &format!("{method} / "))
-                .replace("Connection: Upgrade", "Connection: Upgrade, close"),
-            &demo,
-        );
-        assert!(
-            (400..500).contains(&response.status),
-            "{method}: {response:?}"
-        );
-    }
-}
-
-#[test]
-fn an_upgrade_is_recognised_in_any_spelling() {
-    let demo = Demo::shared();
-    for (from, to) in [
-        ("Upgrade: websocket", "UPGRADE: WebSocket"),
-        ("Connection: Upgrade", "connection: keep-alive, upgrade"),
-        (
-            "Connection: Upgrade",
-            "Connection: keep-alive\r\nConnection:   UPGRADE  ",
-        ),
-        ("Sec-WebSocket-Key", "sec-websocket-key"),
-        ("GET / ", "GET /?token=x&y=%20 "),
-        ("\r\n\r\n", "\r\nOrigin: http://example.org\r\n\r\n"),
-        (
-            "\r\n\r\n",
-            "\r\nCookie: a=b; c=d\r\nX-Unknown: \t x\r\n\r\n",
-        ),
-    ] {
-        let mut client = upgrade(&demo)
-            .replace(from, to)
-            .send(demo.addr())
-            .unwrap_or_else(|no| panic!("{to:?}: {no:?}"));
-        client.assigned();
-        assert_eq!(client.command("echo", "x"), "echo: x", "{to:?}");
-    }
 }
 
 #[test]
