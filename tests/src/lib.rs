@@ -6,7 +6,8 @@
 //! `MESH_DEMO_ARGS` holds arguments that every start gets, and `MESH_DEMO_REDIS=1` gives every server a Redis of its own.
 //! Where several servers share a Redis, the test starts it: a `redis-server`, three of them as a cluster, a proxy in
 //! between. Everything here blocks, with a deadline, but for [`runtime`], where servers and clients of the test's own
-//! process run, and [`sim`], where time is simulated; what is not met panics, since only tests call it.
+//! process run, and [`sim`], where time is simulated; what is not met panics, since only tests call it. [`scale`] counts what clusters of
+//! many connections cost, and has no servers at all.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,6 +25,7 @@ mod redis;
 mod redis_cluster;
 mod resp;
 pub mod runtime;
+pub mod scale;
 mod scripted;
 pub mod sim;
 mod wait;
