@@ -736,6 +736,12 @@ impl Data {
                 room: room.clone(),
                 connection: connection.clone(),
             };
+            // It may be stated before its connection, which then has more to say.
+            let unknown = Op::Restore {
+                connections: vec![(connection.clone(), Document::default())],
+                members: Vec::new(),
+            };
+            self.store.apply(instance, unknown)?;
             let cleared = self.cleared.get(&room).copied().unwrap_or_default();
             let is_over = self.removed.contains(&member)
                 || cleared > stated
