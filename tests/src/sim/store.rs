@@ -532,7 +532,7 @@ impl SharedStore {
                 Ok(Reply::Flag(is_away))
             }
             Op::Settle { number: of } if of != number => Err(gone()),
-            op => data.apply(&instance, op),
+            op => data.apply(&instance, op, now),
         };
         let answer = joined(answer, reply);
         // What is left is under way behind it, and what was sent later behind that.
@@ -544,7 +544,10 @@ impl SharedStore {
             now + latency
         };
         let mut told = Vec::new();
-        while let Some((whom, notice)) = data.store.poll_notice() {
+        while let Some((whom, mut notice)) = data.store.poll_notice() {
+            if let Notice::RoomCleared { room, generation } = &mut notice {
+                *generation = data.generation(room);
+            }
             if let Some(registration) = data.registered.get(&whom) {
                 told.push((registration.wire, notice));
             }
@@ -657,7 +660,17 @@ impl Data {
             .collect()
     }
 
-    fn apply(&mut self, instance: &InstanceId, op: Op) -> Result<Reply, BackendError> {
+    /// The generation of a room: of its own last clearing, as Redis has it. The model, which loses nothing, has one count for all rooms.
+    fn generation(&self, room: &Name) -> u64 {
+        self.cleared.get(room).copied().unwrap_or_default()
+    }
+
+    fn apply(
+        &mut self,
+        instance: &InstanceId,
+        op: Op,
+        now: Duration,
+    ) -> Result<Reply, BackendError> {
         match op {
             Op::Restore {
                 connections,
@@ -665,9 +678,18 @@ impl Data {
             } => self.restore(instance, connections, members),
             Op::Settle { .. } => Ok(self.settle(instance)),
             op => {
-                let reply = self.store.apply(instance, op.clone())?;
-                if let (Op::ClearRoom { room }, Reply::Cleared { generation }) = (&op, &reply) {
-                    self.cleared.insert(Arc::clone(room), *generation);
+                let mut reply = self.store.apply(instance, op.clone())?;
+                match (&op, &mut reply) {
+                    (Op::ClearRoom { room }, Reply::Cleared { generation }) => {
+                        // By the time, so that it goes up even if the last one was lost.
+                        let time = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+                        *generation = time.max(self.generation(room) + 1);
+                        self.cleared.insert(Arc::clone(room), *generation);
+                    }
+                    (Op::JoinRoom { room, .. }, Reply::Joined { generation, .. }) => {
+                        *generation = self.generation(room);
+                    }
+                    _ => {}
                 }
                 self.note(instance, op);
                 Ok(reply)
@@ -742,9 +764,8 @@ impl Data {
                 members: Vec::new(),
             };
             self.store.apply(instance, unknown)?;
-            let cleared = self.cleared.get(&room).copied().unwrap_or_default();
             let is_over = self.removed.contains(&member)
-                || cleared > stated
+                || self.generation(&room) > stated
                 || self.store.apply(instance, join).is_err();
             if is_over {
                 let leave = Op::LeaveRoom { room, connection };
