@@ -55,4 +55,5 @@ pub mod instance;
 pub mod protocol;
 pub mod record;
 pub mod relay;
+mod sync;
 pub mod websocket;

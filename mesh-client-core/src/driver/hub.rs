@@ -5,14 +5,15 @@ use std::{
     collections::BTreeMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
     time::Duration,
 };
 
-use super::{buffer::Buffer, shared::Shared};
+use super::{
+    buffer::Buffer,
+    shared::Shared,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use crate::action::Status;
 
 /// Listeners of one kind of thing.

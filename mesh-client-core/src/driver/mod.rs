@@ -62,6 +62,7 @@ mod record;
 mod shared;
 mod streams;
 mod subscription;
+mod sync;
 mod target;
 mod task;
 #[cfg(test)]

@@ -3,11 +3,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, PoisonError, mpsc},
     time::Instant,
 };
 
@@ -20,6 +16,10 @@ use super::{
     error::ClientError,
     hub::Hub,
     subscription::{ChannelEvent, SubscriptionEnd},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use crate::{Client, Outcome, RecordEvent, SubscriptionId};
 

@@ -4,13 +4,14 @@ use std::{
     collections::VecDeque,
     fmt, mem,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use futures_core::Stream;
 
 use super::{BoxStream, Notice, RecordChange, RecordChangeKind, Topic};
+use crate::sync::{Mutex, MutexGuard};
 
 /// The most that waits for a server that does not read its notices, in bytes: 32 MiB, as Redis allows a
 /// subscriber (`client-output-buffer-limit pubsub`).

@@ -5,7 +5,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use super::{
     episode::Episode,
     lobby::{Arrival, Lobby, Ticket},
 };
+use crate::sync::{Mutex, MutexGuard, atomic::Ordering};
 
 /// The first pause after accepting failed; it doubles up to [`PAUSE_MAX`] while nobody can be told to go.
 const PAUSE_MIN: Duration = Duration::from_millis(10);

@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     panic::AssertUnwindSafe,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, PoisonError},
 };
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use super::{
 use crate::{
     backend::{BoxFuture, Json},
     protocol::EncodeError,
+    sync::{Mutex, atomic::Ordering},
     websocket::{CloseCode, CloseFrame, handshake},
 };
 

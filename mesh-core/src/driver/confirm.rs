@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use super::{ServerError, Task, server::Inner};
 use crate::{
     backend::{BackendError, ConnectionId, InstanceId, Op, Reply, Topic},
     relay::Relay,
+    sync::{Mutex, MutexGuard},
 };
 
 /// How long another instance may take to say that it is done. One that died is cleaned up later than that, and one that lost the backend

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak},
     task::Waker,
     time::Instant,
 };
@@ -22,6 +22,7 @@ use crate::{
     backend::{ConnectionId, Json, Name},
     connection::{CommandToken, Connection as Machine, Delivery},
     instance::InstanceError,
+    sync::{Mutex, MutexGuard},
     websocket::{CloseCode, CloseFrame, TextFrame},
 };
 

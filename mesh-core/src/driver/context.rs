@@ -6,14 +6,17 @@ use std::{
     fmt,
     ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, PoisonError},
 };
 
 use super::{Connection, MeshServer, Payload, handler::Middleware, registry::Command};
-use crate::protocol::{CommandError, EncodeError};
+use crate::{
+    protocol::{CommandError, EncodeError},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// One command under way: its payload, and through [`Call`] who sent it, the server, and what middleware put in.
 ///

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak},
     task::{Poll, Waker},
 };
 
@@ -11,7 +11,10 @@ use futures_channel::oneshot;
 use futures_util::StreamExt;
 
 use super::server::Inner;
-use crate::backend::{BoxStream, Notice};
+use crate::{
+    backend::{BoxStream, Notice},
+    sync::{Mutex, MutexGuard},
+};
 
 /// Notices that are handled before other tasks have their turn. With a publisher that never rests there is always one more, and a
 /// connection that was woken by the last one may be queued behind this very task, where no other thread takes it from.

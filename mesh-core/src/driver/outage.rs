@@ -1,10 +1,7 @@
 //! The backend goes and comes back.
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -20,6 +17,10 @@ use crate::{
     backend::{BackendError, Name, Op},
     instance::{InstanceError, Outcome},
     protocol::{builtin::ChannelRef, encode, names},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     websocket::TextFrame,
 };
 

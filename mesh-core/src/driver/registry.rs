@@ -5,10 +5,7 @@ use std::{
     future::Future,
     hash::{BuildHasherDefault, Hasher},
     panic::AssertUnwindSafe,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError},
 };
 
 use futures_util::FutureExt;
@@ -17,7 +14,14 @@ use super::{
     Connection, Pattern, builtins,
     handler::{ErasedHandler, Middleware},
 };
-use crate::{backend::BoxFuture, protocol::Dialect};
+use crate::{
+    backend::BoxFuture,
+    protocol::Dialect,
+    sync::{
+        RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// Names in the table come from the application alone, so a hash without a secret does; clients only look up.
 type Table<V> = HashMap<Box<str>, V, BuildHasherDefault<Fnv>>;

@@ -5,10 +5,7 @@ use std::{
     fmt,
     future::Future,
     pin::pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -41,6 +38,10 @@ use crate::{
     instance::{Action, Instance, InstanceError, LeaveReason, OpToken, Options, Outcome, Seeded},
     protocol::{Limits, builtin::SubscriptionMessage, encode, names},
     relay::{Membership, Relay},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
     websocket::TextFrame,
 };
 

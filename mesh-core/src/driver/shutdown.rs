@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -14,6 +14,7 @@ use futures_util::future::{Either, select};
 use super::{MeshServer, ServerError, server::Inner};
 use crate::{
     backend::{BackendError, Op},
+    sync::{Mutex, MutexGuard, atomic::Ordering},
     websocket::{CloseCode, CloseFrame},
 };
 
@@ -127,9 +128,7 @@ impl MeshServer {
             + server.config.limits.close_time_max
             + HANGING_TIME_MAX;
         close_all(server).await;
-        while server.admitted.load(std::sync::atomic::Ordering::Acquire) > 0
-            && server.runtime.now() < give_up
-        {
+        while server.admitted.load(Ordering::Acquire) > 0 && server.runtime.now() < give_up {
             pause(server, POLL).await;
         }
         let told = tell_backend(server, give_up + BACKEND_TIME_MAX).await;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, PoisonError, Weak},
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -17,6 +17,7 @@ use super::{
     runtime::{Runtime, Timer},
     server::Inner,
 };
+use crate::sync::{Mutex, MutexGuard};
 
 /// What deadlines are rounded up to.
 const TICK: Duration = Duration::from_millis(10);

@@ -12,11 +12,12 @@ use std::{
     collections::BTreeMap,
     fmt,
     future::ready,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, OnceLock, PoisonError},
     task::Waker,
 };
 
 use super::{Backend, BackendError, BoxFuture, BoxStream, InstanceId, Mailbox, Notice, Op, Reply};
+use crate::sync::{Mutex, MutexGuard};
 pub use store::Store;
 
 /// The state that the server instances of one process share; a clone is the same cluster.
