@@ -322,3 +322,96 @@ mod tests {
         assert!(poll(&mut first).is_ready());
     }
 }
+
+#[cfg(test)]
+mod models {
+    use std::future::poll_fn;
+
+    use mesh_model::{Thread, block_on, check, join_all, thread};
+
+    use super::*;
+
+    fn notice(generation: u64) -> Notice {
+        Notice::RoomCleared {
+            room: "r".into(),
+            generation,
+        }
+    }
+
+    /// Two threads that push two notices each.
+    fn pushers(mailbox: &Mailbox) -> [Thread<()>; 2] {
+        [0, 10].map(|first| {
+            let mailbox = mailbox.clone();
+            thread(move || {
+                for generation in first..first + 2 {
+                    if let Some(reader) = mailbox.push(notice(generation)) {
+                        reader.wake();
+                    }
+                }
+            })
+        })
+    }
+
+    /// Reads this many notices, or up to the end.
+    async fn read(notices: &mut BoxStream<'static, Vec<Notice>>, count: usize) -> Vec<Notice> {
+        let mut all = Vec::new();
+        while all.len() < count
+            && let Some(batch) = poll_fn(|cx| notices.as_mut().poll_next(cx)).await
+        {
+            all.extend(batch);
+        }
+        all
+    }
+
+    fn is_in_order(read: &[Notice]) -> bool {
+        [0, 10].iter().all(|first| {
+            let of_one = [notice(*first), notice(first + 1)];
+            let read = read.iter().filter(|notice| of_one.contains(notice));
+            read.zip(&of_one).all(|(read, pushed)| read == pushed)
+        })
+    }
+
+    #[test]
+    fn everything_that_is_pushed_is_read() {
+        check(400, || {
+            let mailbox = Mailbox::default();
+            let mut notices = mailbox.notices();
+            let reader = thread(move || block_on(read(&mut notices, 4)));
+            join_all(pushers(&mailbox));
+            let read = reader.join();
+            assert!(read.len() == 4 && is_in_order(&read), "{read:?}");
+        });
+    }
+
+    #[test]
+    fn a_close_ends_the_reader_and_keeps_nothing() {
+        check(400, || {
+            let mailbox = Mailbox::default();
+            let mut notices = mailbox.notices();
+            let reader = thread(move || {
+                let read = block_on(read(&mut notices, usize::MAX));
+                (read, notices)
+            });
+            let pushers = pushers(&mailbox);
+            mailbox.close();
+            join_all(pushers);
+            let (read, _notices) = reader.join();
+            assert!(is_in_order(&read), "{read:?}");
+            let queue = mailbox.lock();
+            assert!(queue.notices.is_empty() && queue.waker.is_none());
+        });
+    }
+
+    #[test]
+    fn a_reader_that_goes_leaves_nothing_to_be_kept() {
+        check(400, || {
+            let mailbox = Mailbox::default();
+            let mut notices = mailbox.notices();
+            let pushers = pushers(&mailbox);
+            let reader = thread(move || block_on(read(&mut notices, 1)));
+            join_all(pushers);
+            assert!(!reader.join().is_empty());
+            assert!(mailbox.lock().notices.is_empty());
+        });
+    }
+}

@@ -309,3 +309,71 @@ impl Drop for Listener {
         drop(inside); // Not under the lock: it wakes them.
     }
 }
+
+#[cfg(test)]
+mod models {
+    use mesh_model::{Thread, block_on, check, thread};
+
+    use super::*;
+    use crate::driver::models::World;
+
+    #[test]
+    fn a_place_that_is_given_back_lets_the_next_in() {
+        check(200, || {
+            let server = World::default().server();
+            let entrance = Entrance::new(2);
+            let mut inside = Vec::new();
+            // Time stands still, and nobody gives way: all that lets a newcomer in is another's end.
+            for _ in 0..5 {
+                let (place, leave) = block_on(entrance.enter(&server));
+                inside.push(thread(move || drop((place, leave))));
+            }
+            inside.into_iter().for_each(Thread::join);
+            let state = entrance.state();
+            assert!(state.lobby.is_empty() && state.waiting.is_none());
+        });
+    }
+
+    #[test]
+    fn who_gives_way_gives_up_one_place_and_no_more() {
+        check(200, || {
+            let world = World::default();
+            let server = world.server();
+            let entrance = Entrance::new(1);
+            let told = thread({
+                let (place, leave) = block_on(entrance.enter(&server));
+                move || {
+                    let leaving = block_on(leave);
+                    drop(place);
+                    leaving
+                }
+            });
+            let time = thread(move || world.0.advance(Duration::from_secs(1)));
+            let (place, _leave) = block_on(entrance.enter(&server));
+            time.join();
+            assert_eq!(told.join(), Leaving::AtOnce);
+            assert!(entrance.state().lobby.is_full());
+            drop(place);
+            assert!(entrance.state().lobby.is_empty());
+        });
+    }
+
+    #[test]
+    fn the_end_of_a_listener_tells_all_who_are_inside() {
+        check(200, || {
+            let server = World::default().server();
+            let listener = Listener(Entrance::new(2));
+            let inside = [(); 2].map(|()| {
+                let (place, leave) = block_on(listener.0.enter(&server));
+                thread(move || {
+                    let leaving = block_on(leave);
+                    drop(place);
+                    leaving
+                })
+            });
+            drop(listener);
+            let told = inside.map(Thread::join);
+            assert_eq!(told, [Leaving::AfterExchange; 2]);
+        });
+    }
+}

@@ -181,3 +181,48 @@ impl Inner {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod models {
+    use std::sync::{Arc, mpsc};
+
+    use futures_util::FutureExt as _;
+    use mesh_model::{block_on, check, thread, yield_now};
+
+    use super::Confirmations;
+
+    #[test]
+    fn whoever_waits_is_told_and_whoever_gave_up_is_forgotten() {
+        check(400, || {
+            let all = Arc::new(Confirmations::default());
+            let (tell, told) = mpsc::channel();
+            let asks = {
+                let all = Arc::clone(&all);
+                thread(move || {
+                    let (confirming, confirmed) = all.begin();
+                    tell.send(confirming.number).unwrap();
+                    assert_eq!(block_on(confirmed), Ok(()));
+                })
+            };
+            let gives_up = {
+                let all = Arc::clone(&all);
+                thread(move || {
+                    let (_confirming, confirmed) = all.begin();
+                    assert_eq!(confirmed.now_or_never(), None);
+                })
+            };
+            let number = loop {
+                if let Ok(number) = told.try_recv() {
+                    break number;
+                }
+                yield_now();
+            };
+            // The second time nobody is there any more, or all but.
+            all.confirm(number);
+            all.confirm(number);
+            asks.join();
+            gives_up.join();
+            assert!(all.state().waiting.is_empty());
+        });
+    }
+}

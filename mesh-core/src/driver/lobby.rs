@@ -139,6 +139,11 @@ impl<T> Lobby<T> {
         self.inside.len() >= self.places_max
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.inside.is_empty() && self.quiet.is_empty()
+    }
+
     /// Whether places are few, so that nobody should stay for another request.
     pub(super) fn is_crowded(&self, now: Instant) -> bool {
         self.inside.len() >= self.places_max - self.places_max / FEW

@@ -25,6 +25,8 @@ pub mod inside;
 mod lobby;
 mod mesh;
 mod metadata;
+#[cfg(test)]
+mod models;
 mod notices;
 mod outage;
 mod pattern;

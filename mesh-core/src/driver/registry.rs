@@ -363,3 +363,46 @@ mod tests {
         assert!(registrations.is_current(&registrations.snapshot()));
     }
 }
+
+#[cfg(test)]
+mod models {
+    use std::sync::Arc;
+
+    use mesh_model::{check, join_all, thread};
+
+    use super::{Expose, Kind, Registrations};
+    use crate::{
+        protocol::Dialect,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    #[test]
+    fn what_was_registered_before_is_in_a_snapshot_that_counts_as_current() {
+        check(200, || {
+            let registrations = Arc::new(Registrations::new(Dialect::MESH));
+            let done = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+            let kinds = [Kind::Room, Kind::Channel];
+            let registers = [0, 1].map(|n: usize| {
+                let (registrations, done) = (Arc::clone(&registrations), Arc::clone(&done));
+                thread(move || {
+                    drop(Expose::new(&registrations, kinds[n], None));
+                    done[n].store(true, Ordering::Release);
+                })
+            });
+            let mut snapshot = registrations.snapshot();
+            for _ in 0..3 {
+                let before = [0, 1].map(|n: usize| done[n].load(Ordering::Acquire));
+                if !registrations.is_current(&snapshot) {
+                    snapshot = registrations.snapshot();
+                }
+                for (kind, before) in kinds.into_iter().zip(before) {
+                    assert!(!before || snapshot.covers(kind, "x"), "{kind:?}");
+                }
+            }
+            join_all(registers);
+            let last = registrations.snapshot();
+            assert!(registrations.is_current(&last));
+            assert!(kinds.iter().all(|kind| last.covers(*kind, "x")));
+        });
+    }
+}

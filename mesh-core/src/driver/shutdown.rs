@@ -204,3 +204,36 @@ mod tests {
         assert!(stopping.state().waiting.is_empty());
     }
 }
+
+#[cfg(test)]
+mod models {
+    use std::sync::Arc;
+
+    use futures_util::FutureExt as _;
+    use mesh_model::{block_on, check, join_all, thread};
+
+    use super::Stopping;
+
+    #[test]
+    fn all_who_wait_for_the_end_hear_of_it_and_none_is_kept() {
+        check(400, || {
+            let stopping = Arc::new(Stopping::default());
+            let passes = {
+                let stopping = Arc::clone(&stopping);
+                thread(move || stopping.wait().now_or_never())
+            };
+            let waits = [(); 2].map(|()| {
+                let stopping = Arc::clone(&stopping);
+                thread(move || block_on(stopping.wait()))
+            });
+            passes.join();
+            assert!(stopping.state().waiting.len() <= 2, "one has gone");
+            let also = Arc::clone(&stopping);
+            let also = thread(move || also.set());
+            stopping.set();
+            also.join();
+            join_all(waits);
+            assert!(stopping.is_set() && stopping.state().waiting.is_empty());
+        });
+    }
+}

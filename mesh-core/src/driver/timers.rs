@@ -196,3 +196,68 @@ impl Future for Ticker {
         }
     }
 }
+
+#[cfg(test)]
+mod models {
+    use mesh_model::{block_on, check, join_all, thread, yield_now};
+
+    use super::*;
+    use crate::driver::models::World;
+
+    fn arm(timers: &Timers, number: u64, from: Option<Tick>, to: Tick) {
+        timers.rearm(number, Due::Shard(Weak::new(), 0), from, Some(to));
+    }
+
+    /// Who is due up to a tick.
+    fn due(timers: &Timers, tick: Tick) -> usize {
+        timers.state().due.range(..=(tick, u64::MAX)).count()
+    }
+
+    #[test]
+    fn a_deadline_is_served_in_its_time_whatever_was_armed_before() {
+        check(400, || {
+            let world = World::default();
+            let timers = Arc::new(Timers::new(world.now()));
+            let ticker = {
+                let ticker = Ticker::new(Arc::clone(&timers), Arc::new(world.clone()));
+                thread(|| block_on(ticker))
+            };
+            let armed = [(1, 50), (2, 60)].map(|(number, far)| {
+                let timers = Arc::clone(&timers);
+                thread(move || {
+                    arm(&timers, number, None, far);
+                    arm(&timers, number, Some(far), number);
+                })
+            });
+            join_all(armed);
+            // Nobody but time wakes the ticker from here on.
+            for tick in 1..=2 {
+                world.0.advance(TICK);
+                while due(&timers, tick) > 0 {
+                    yield_now();
+                }
+            }
+            timers.close();
+            ticker.join();
+        });
+    }
+
+    #[test]
+    fn the_end_of_the_timers_ends_the_ticker() {
+        check(400, || {
+            let world = World::default();
+            let timers = Arc::new(Timers::new(world.now()));
+            let ticker = {
+                let ticker = Ticker::new(Arc::clone(&timers), Arc::new(world.clone()));
+                thread(|| block_on(ticker))
+            };
+            let arms = {
+                let timers = Arc::clone(&timers);
+                thread(move || arm(&timers, 1, None, 5))
+            };
+            timers.close();
+            arms.join();
+            ticker.join();
+        });
+    }
+}
