@@ -195,3 +195,72 @@ mod tests {
         assert_eq!(read(&buffer), Poll::Ready(None));
     }
 }
+
+#[cfg(test)]
+mod models {
+    use std::{future::poll_fn, sync::Arc};
+
+    use mesh_model::{Thread, block_on, check, join_all, thread};
+
+    use super::*;
+
+    fn pushers(buffer: &Arc<Buffer<usize>>) -> [Thread<()>; 2] {
+        [0, 10].map(|first| {
+            let buffer = Arc::clone(buffer);
+            thread(move || {
+                for item in first..first + 2 {
+                    buffer.push(item, 1);
+                }
+            })
+        })
+    }
+
+    async fn read(buffer: &Buffer<usize>, count: usize) -> Vec<usize> {
+        let mut all = Vec::new();
+        while all.len() < count
+            && let Some(received) = poll_fn(|cx| buffer.poll_next(cx)).await
+        {
+            match received {
+                Received::Item(item) => all.push(item),
+                Received::Lost(count) => panic!("{count} are lost"),
+            }
+        }
+        all
+    }
+
+    fn is_in_order(read: &[usize]) -> bool {
+        [0, 10].iter().all(|first| {
+            let of_one = read.iter().filter(|item| *item / 10 == first / 10);
+            of_one.zip(*first..).all(|(read, pushed)| *read == pushed)
+        })
+    }
+
+    #[test]
+    fn everything_that_is_pushed_is_read() {
+        check(400, || {
+            let buffer = Arc::new(Buffer::new());
+            let reads = Arc::clone(&buffer);
+            let reads = thread(move || block_on(read(&reads, 4)));
+            join_all(pushers(&buffer));
+            let read = reads.join();
+            assert!(read.len() == 4 && is_in_order(&read), "{read:?}");
+        });
+    }
+
+    #[test]
+    fn an_end_ends_the_reader_behind_what_was_pushed_before() {
+        check(400, || {
+            let buffer = Arc::new(Buffer::new());
+            let reads = Arc::clone(&buffer);
+            let reads = thread(move || block_on(read(&reads, usize::MAX)));
+            let pushers = pushers(&buffer);
+            buffer.push(20, 1);
+            buffer.end(());
+            buffer.push(21, 1);
+            join_all(pushers);
+            let read = reads.join();
+            assert!(read.contains(&20) && !read.contains(&21), "{read:?}");
+            assert!(is_in_order(&read), "{read:?}");
+        });
+    }
+}

@@ -57,6 +57,8 @@ mod error;
 #[cfg(feature = "http1")]
 mod http1;
 mod hub;
+#[cfg(test)]
+mod models;
 mod publish;
 mod record;
 mod shared;
