@@ -71,5 +71,5 @@ fn a_schedule_is_over_with_its_time_and_has_faults_of_each_kind() {
             kinds.insert(words.split(' ').next().unwrap_or_default().to_owned());
         }
     }
-    assert_eq!(kinds.len(), 10, "{kinds:?}");
+    assert_eq!(kinds.len(), 11, "{kinds:?}");
 }

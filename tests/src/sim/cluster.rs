@@ -192,6 +192,7 @@ fn happen(world: &World, fault: &Fault) {
         }
         Fault::Restart { host, down } => restart(world, host, down),
         Fault::Garbage { host } => garbage(world, host),
+        Fault::Visit { host, stay } => visit(world, host, stay),
     }
 }
 
@@ -322,21 +323,39 @@ fn restart(world: &World, n: usize, down: Duration) {
     });
 }
 
+const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
 /// Speaks no WebSocket in the packet of the handshake; the server says no more to it, and lives.
 fn garbage(world: &World, n: usize) {
-    const HANDSHAKE: &[u8] = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\xff\xff\xff\xff";
     let host = world.state().hosts[n].name.clone();
     let Ok(mut pipe) = world.network.dial(&host) else {
         return;
     };
     let (world, began) = (world.clone(), world.now());
     world.clone().clock.spawn(world.clock.node(), async move {
-        let _ = poll_fn(|cx| pipe.poll_write(cx, HANDSHAKE)).await;
+        let said = [HANDSHAKE.as_bytes(), &[0xff; 4]].concat();
+        let _ = poll_fn(|cx| pipe.poll_write(cx, &said)).await;
         let mut buffer = [0; 1024];
         while matches!(poll_fn(|cx| pipe.poll_read(cx, &mut buffer)).await, Ok(1..)) {}
         if world.now() > began + LEASE && world.is_whole_since(began) {
             world.violation("who speaks no WebSocket is kept");
         }
     });
+}
+
+/// Comes, and is gone without a word before long.
+fn visit(world: &World, n: usize, stay: Duration) {
+    let host = world.state().hosts[n].name.clone();
+    let Ok(mut pipe) = world.network.dial(&host) else {
+        return;
+    };
+    let node = world.clock.node();
+    world.clock.spawn(node, async move {
+        let _ = poll_fn(|cx| pipe.poll_write(cx, HANDSHAKE.as_bytes())).await;
+        let mut buffer = [0; 1024];
+        while matches!(poll_fn(|cx| pipe.poll_read(cx, &mut buffer)).await, Ok(1..)) {}
+    });
+    let clock = world.clock.clone();
+    world.clock.after(stay, move || clock.kill(node));
 }

@@ -16,6 +16,9 @@ const AWAY_MAX: Duration = Duration::from_secs(20);
 /// The longest that a host is down.
 const DOWN_MAX: Duration = Duration::from_secs(20);
 
+/// How long somebody stays who has no business here: about as long as the store takes to hear of him.
+const VISIT_MAX: Duration = Duration::from_millis(12);
+
 /// The longest tail that a failover loses.
 const TAIL_MAX: Duration = Duration::from_secs(2);
 
@@ -78,6 +81,8 @@ pub enum Fault {
     Restart { host: usize, down: Duration },
     /// Somebody says what is no WebSocket, in the packet of the handshake.
     Garbage { host: usize },
+    /// Somebody comes, and goes before he is known everywhere.
+    Visit { host: usize, stay: Duration },
 }
 
 /// The faults of a run, by when they happen.
@@ -118,7 +123,7 @@ impl Plan {
     fn draw(&self, dice: &mut Dice, left: Duration) -> Fault {
         let hosts = u64::try_from(self.instances).unwrap_or(u64::MAX);
         let host = usize::try_from(dice.below(hosts)).unwrap_or_default();
-        match dice.below(15) {
+        match dice.below(16) {
             0 | 1 => Fault::CutClients { host },
             2 | 3 => Fault::StallClients {
                 host,
@@ -158,7 +163,11 @@ impl Plan {
                 host,
                 down: dice.within(left.min(DOWN_MAX)),
             },
-            _ => Fault::Garbage { host },
+            14 => Fault::Garbage { host },
+            _ => Fault::Visit {
+                host,
+                stay: dice.within(VISIT_MAX),
+            },
         }
     }
 }

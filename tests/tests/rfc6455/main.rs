@@ -108,6 +108,7 @@ fn opening_handshakes_are_answered_as_the_list_says() {
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the list is there to be read")]
 fn the_list_has_each_case_once() {
     let (frames, openings) = (frames::list(), openings::list());
     let of_frames: Vec<String> = lines(&frames).map(|(line, _)| line).collect();
