@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use futures_util::future::{Either, select};
+use futures_util::future::{Either, join, select};
 use mesh_client_core::Status;
 use mesh_client_core::driver::{
     ChannelEvent, ClientError, Loss, MeshClient, RecordChange, Subscription,
@@ -31,12 +31,15 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(8);
 const LATE_MAX: Duration = Duration::from_millis(500);
 
 /// How long clients wait for a sign of life from their server, and how many are forgiven.
-const PING_TIMEOUT: Duration = Duration::from_secs(6);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSED_PINGS_MAX: u32 = 1;
 
 /// How long a client may take until it gives up a connection that is silent.
 pub(super) const SILENCE_MAX: Duration =
     Duration::from_secs(PING_TIMEOUT.as_secs() * (MISSED_PINGS_MAX as u64 + 1) + 1);
+
+/// What a client's second key of a document is higher by than its number.
+const OTHER_KEY: usize = 1_000;
 
 /// One client at work.
 #[derive(Clone)]
@@ -441,7 +444,7 @@ impl Caller {
             .timeout(patience);
         let first = first.into_future();
         let second = self.client.command("slow", second);
-        let (first, second) = futures_util::future::join(first, self.outcome("slow", second)).await;
+        let (first, second) = join(first, self.outcome("slow", second)).await;
         for (mark, reply) in marks.into_iter().zip([first, second]) {
             match reply {
                 Ok(told) if told != mark => {
@@ -544,10 +547,23 @@ impl Caller {
 
     async fn tag(&self) {
         let Some(id) = self.somebody() else { return };
-        let about = self.about(&id);
-        let mark = about.message.mark;
-        if self.command::<bool>("tag", about).await.is_some() {
-            self.world.state().tags.insert((id, self.n), mark);
+        // Two at once, with keys of their own.
+        let (one, mut other) = (self.about(&id), self.about(&id));
+        other.message.from += OTHER_KEY;
+        let key = |about: &About| (id.clone(), about.message.from);
+        let tags = [
+            (key(&one), one.message.mark),
+            (key(&other), other.message.mark),
+        ];
+        let tagged = join(
+            self.command::<bool>("tag", one),
+            self.command::<bool>("tag", other),
+        );
+        let (one, other) = tagged.await;
+        for ((key, mark), done) in tags.into_iter().zip([one, other]) {
+            if done.is_some() {
+                self.world.state().tags.insert(key, mark);
+            }
         }
     }
 

@@ -23,7 +23,7 @@ const REPAIR: Duration = Duration::from_secs(24);
 const QUIET: Duration = Duration::from_secs(9);
 
 /// The longest that a server may keep a connection that is silent: an interval under way, one that is forgiven and one more, with its close.
-const DEAD_MAX: Duration = Duration::from_secs(PING_INTERVAL.as_secs() * 3 + 3);
+const DEAD_MAX: Duration = Duration::from_secs(PING_INTERVAL.as_secs() * 3 + 2);
 
 /// How many runs shrinking a schedule may take.
 const SHRINK_MAX: usize = 200;

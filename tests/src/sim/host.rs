@@ -20,7 +20,7 @@ pub(super) const HISTORY: usize = 10;
 pub(super) const DRAIN: Duration = Duration::from_secs(3);
 
 /// How often servers ask their clients for a sign of life.
-pub(super) const PING_INTERVAL: Duration = Duration::from_secs(4);
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What a server keeps for a client that does not read.
 pub(super) const QUEUE_BYTES_MAX: usize = 256 << 10;

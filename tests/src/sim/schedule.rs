@@ -125,9 +125,14 @@ impl Plan {
         let host = usize::try_from(dice.below(hosts)).unwrap_or_default();
         match dice.below(16) {
             0 | 1 => Fault::CutClients { host },
-            2 | 3 => Fault::StallClients {
+            2 => Fault::StallClients {
                 host,
                 pause: dice.within(left.min(STALL_MAX)),
+            },
+            // Longer than anybody waits, if there is time for it.
+            3 => Fault::StallClients {
+                host,
+                pause: left.min(STALL_MAX),
             },
             4 => Fault::Flood {
                 host,
