@@ -251,6 +251,7 @@ mod tests {
             ("ws://user:sec/ret@secret@a", "ws://a"),
             ("ws://user:sec?ret@a", "ws://…"),
             ("user:secret@localhost#secret", "localhost"),
+            ("user:secret@localhost://a", "localhost://a"),
         ] {
             let words = format!("{shown:?} is no URL of a WebSocket");
             assert_eq!(ConnectError::InvalidUrl(url.to_owned()).to_string(), words);

@@ -139,4 +139,19 @@ mod tests {
         assert_eq!(queue.expire(at(5)).map(|c| c.seq), Some(1));
         assert_eq!((queue.len(), queue.bytes()), (0, 0));
     }
+
+    #[test]
+    fn each_command_counts_while_it_waits() {
+        let later = origin() + Duration::from_secs(9);
+        let mut queue = Queue::new();
+        let one = command(1, later).bytes();
+        for seq in 1..=3 {
+            queue.push(command(seq, later), later);
+            assert_eq!(queue.bytes(), seq as usize * one);
+        }
+        for left in [2, 1, 0] {
+            queue.pop();
+            assert_eq!(queue.bytes(), left * one);
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_core::{
-    protocol::parse,
+    protocol::{builtin::RecordMode, parse},
     websocket::{CloseCode, CloseFrame},
 };
 
@@ -1007,4 +1007,251 @@ fn rubbish_is_counted_and_durations_beyond_reason_do_not_panic() {
     assert_eq!(bench.client.connection_id(), Some("me"));
     bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     assert_eq!(bench.client.connection_id(), None);
+}
+
+#[test]
+fn what_is_sent_may_be_as_long_as_allowed_and_no_longer() {
+    type Ask = fn(&mut Client<u32>, Instant);
+    let asks: [Ask; 3] = [
+        |client, now| client.handle_command(7, "x", "1", CommandOptions::default(), now),
+        // What is escaped is longer on the wire than when it was called.
+        |client, now| {
+            let name = "\u{1}".repeat(50);
+            client.handle_command(7, &name, "1", CommandOptions::default(), now);
+        },
+        |client, now| client.handle_join(7, "r", now),
+    ];
+    for ask in asks {
+        let mut shortest = None;
+        for max in 1..600 {
+            let mut bench = Bench::new(|config| config.command_bytes_max = max);
+            bench.client.handle_connect(0, bench.now);
+            bench.client.handle_socket_opened(1, bench.now);
+            bench.actions();
+            ask(&mut bench.client, bench.now);
+            for action in bench.actions() {
+                match action {
+                    Action::Send { frame, .. } => {
+                        let len = frame.payload().len();
+                        assert!(len <= max, "{max}: {frame:?}");
+                        shortest.get_or_insert((max, len));
+                    }
+                    Action::Complete { outcome, .. } => {
+                        let Outcome::TooLarge { len, max: told } = outcome else {
+                            panic!("{outcome:?}");
+                        };
+                        assert!(told == max && len > max, "{len} over {max}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        // The longest id there is counts, though this one is short.
+        let (max, len) = shortest.unwrap();
+        assert!(max - len < 32, "{len} bytes need {max}");
+    }
+}
+
+#[test]
+fn requests_take_room_in_the_queue_while_they_wait() {
+    let mut bench = Bench::new(|config| config.queue_commands_max = 2);
+    bench.client.handle_connect(0, bench.now);
+    bench.actions();
+    for token in 1..=3 {
+        let room = format!("r{token}");
+        bench.client.handle_join(token, &room, bench.now);
+    }
+    assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)]);
+
+    let one = r#"mesh/join-room{"roomName":"r1"}"#.len();
+    let mut bench = Bench::new(|config| config.queue_bytes_max = 2 * one);
+    bench.client.handle_connect(0, bench.now);
+    bench.actions();
+    for token in 1..=3 {
+        let room = format!("r{token}");
+        bench.client.handle_join(token, &room, bench.now);
+    }
+    assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)]);
+    // Whatever was sent waits no more.
+    bench.client.handle_socket_opened(1, bench.now);
+    assert_eq!(bench.outcomes(), [(0, Outcome::Connected)]);
+    for token in 4..9 {
+        let room = format!("r{token}");
+        bench.client.handle_join(token, &room, bench.now);
+    }
+    assert_eq!(bench.outcomes(), []);
+}
+
+#[test]
+fn a_backlog_of_another_attempt_is_none_of_this_one() {
+    let mut bench = Bench::online();
+    let max = ClientConfig::default().backlog_bytes_max;
+    bench.client.handle_backlog(7, max, bench.now);
+    let (client, now) = (&mut bench.client, bench.now);
+    client.handle_command(7, "x", "1", CommandOptions::default(), now);
+    assert_eq!(bench.sent().len(), 1);
+}
+
+#[test]
+fn messages_that_nobody_is_subscribed_to_are_counted_each() {
+    let mut bench = Bench::online();
+    for n in 1..=3 {
+        let message =
+            r#"{"command":"mesh/subscription-message","payload":{"channel":"c","message":"m"}}"#;
+        bench.client.handle_text(1, message, bench.now);
+        assert_eq!(bench.client.stats().messages_unclaimed, n);
+    }
+}
+
+#[test]
+fn a_latency_that_is_none_is_malformed() {
+    for (payload, latency) in [
+        ("1500", Some(Duration::from_millis(1_500))),
+        ("-1", None),
+        ("\"x\"", None),
+    ] {
+        let mut bench = Bench::online();
+        let event = format!(r#"{{"command":"latency","payload":{payload}}}"#);
+        bench.client.handle_text(1, &event, bench.now);
+        let told = bench.actions().into_iter().find_map(|action| match action {
+            Action::Latency(latency) => Some(latency),
+            _ => None,
+        });
+        assert_eq!(told, latency, "{payload}");
+        let malformed = bench.client.stats().frames_malformed;
+        assert_eq!(malformed == 1, latency.is_none(), "{payload}");
+    }
+}
+
+#[test]
+fn a_message_counts_as_claimed_by_who_was_granted_it() {
+    let mut bench = Bench::online();
+    let message =
+        r#"{"command":"mesh/subscription-message","payload":{"channel":"a","message":"m"}}"#;
+    bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.text(1, message);
+    assert_eq!(bench.client.stats().messages_unclaimed, 1);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.text(1, message);
+    assert_eq!(bench.client.stats().messages_unclaimed, 1);
+}
+
+#[test]
+fn memberships_are_limited_and_one_that_is_held_is_no_other() {
+    let ask = |bench: &mut Bench, kind: usize, name: &str| {
+        let (client, now) = (&mut bench.client, bench.now);
+        match kind {
+            0 => {
+                client.handle_subscribe(9, name, 0, now);
+            }
+            1 => {
+                client.handle_subscribe_record(9, name, RecordMode::Full, now);
+            }
+            _ => client.handle_join(9, name, now),
+        }
+        !bench.outcomes().contains(&(9, Outcome::TooMany))
+    };
+    for last in 0..3 {
+        let mut bench = Bench::new(|config| config.memberships_max = 3);
+        bench.client.handle_connect(0, bench.now);
+        bench.client.handle_socket_opened(1, bench.now);
+        bench.actions();
+        for kind in 0..3 {
+            assert!(ask(&mut bench, kind, "held"));
+        }
+        for kind in 0..3 {
+            assert!(ask(&mut bench, kind, "held"), "{kind} again");
+        }
+        assert!(!ask(&mut bench, last, "one more"), "{last}");
+    }
+}
+
+#[test]
+fn as_many_replies_may_be_owed_as_was_said_and_no_more() {
+    let mut bench = Bench::new(|config| config.abandoned_max = 2);
+    bench.client.handle_connect(0, bench.now);
+    bench.client.handle_socket_opened(1, bench.now);
+    bench.actions();
+    for owed in 1..=3 {
+        bench.command(owed, timeout(1));
+        bench.wait(SECOND);
+        let dropped = bench
+            .actions()
+            .iter()
+            .any(|action| matches!(action, Action::CloseSocket { .. }));
+        assert_eq!(dropped, owed == 3, "{owed} are owed");
+    }
+}
+
+#[test]
+fn a_request_that_waited_too_long_gives_its_room_back() {
+    let one = r#"mesh/join-room{"roomName":"r1"}"#.len();
+    let mut bench = Bench::new(|config| {
+        config.queue_bytes_max = 2 * one;
+        config.connect_timeout = 600 * SECOND;
+    });
+    bench.client.handle_connect(0, bench.now);
+    bench.actions();
+    for _ in 0..3 {
+        for token in 1..=3 {
+            let room = format!("r{token}");
+            bench.client.handle_join(token, &room, bench.now);
+        }
+        assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)]);
+        bench.wait(30 * SECOND);
+        assert_eq!(bench.outcomes().len(), 2);
+    }
+}
+
+#[test]
+fn a_late_grant_of_a_room_that_is_asked_for_again_is_not_given_back() {
+    let mut bench = Bench::online();
+    bench.client.handle_join(1, "r", bench.now);
+    bench.wait(30 * SECOND);
+    bench.client.handle_join(2, "r", bench.now);
+    bench.actions();
+    let granted = |id| {
+        format!(
+            r#"{{"id":{id},"command":"mesh/join-room","payload":{{"success":true,"present":[]}}}}"#
+        )
+    };
+    bench.text(1, &granted(0));
+    assert_eq!(bench.sent(), [""; 0]);
+    bench.text(1, &granted(1));
+    assert_eq!(bench.actions().len(), 1, "the outcome, and nothing to send");
+}
+
+#[test]
+fn a_late_reply_to_a_leave_asks_for_nothing() {
+    let mut bench = Bench::online();
+    bench.client.handle_join(1, "r", bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
+    );
+    bench.client.handle_leave(2, "r", bench.now);
+    bench.wait(30 * SECOND);
+    bench.actions();
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/leave-room","payload":{"success":true}}"#,
+    );
+    assert_eq!(bench.sent(), [""; 0]);
+}
+
+#[test]
+fn a_room_is_left_at_once_where_there_is_no_connection() {
+    let mut bench = Bench::online();
+    bench.client.handle_join(1, "r", bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
+    );
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.actions();
+    bench.client.handle_leave(2, "r", bench.now);
+    assert_eq!(bench.outcomes(), [(2, Outcome::Left)]);
 }

@@ -337,3 +337,29 @@ impl<T> Desired<T> {
         gap.map_or(Heard::Taken, |_| Heard::Gap)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::origin;
+
+    #[test]
+    fn a_server_has_its_time_to_catch_up_unless_it_knows_nothing() {
+        let since = origin();
+        let lag = Some(Lag { since, position: 1 });
+        let [known, unknown] = [1, 0].map(|version| RecordState::new(version, "1"));
+        let short = LAG_MAX - Duration::from_nanos(1);
+        for (state, waited, may) in [
+            (&known, Duration::ZERO, true),
+            (&known, short, true),
+            (&known, LAG_MAX, false),
+            (&unknown, Duration::ZERO, false),
+        ] {
+            assert_eq!(lags(lag, state, since + waited), may, "{waited:?}");
+        }
+        assert!(
+            lags(None, &unknown, since),
+            "it is the first that is heard of it"
+        );
+    }
+}

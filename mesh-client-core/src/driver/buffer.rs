@@ -194,6 +194,26 @@ mod tests {
         buffer.push(3, 1);
         assert_eq!(read(&buffer), Poll::Ready(None));
     }
+
+    #[test]
+    fn what_was_read_or_gave_way_takes_no_room() {
+        let buffer = Buffer::new();
+        for n in 0..3 {
+            buffer.push(n, BYTES_MAX);
+            assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(n))));
+        }
+        buffer.push(3, BYTES_MAX);
+        buffer.push(4, BYTES_MAX - 1); // in the place of the one before
+        buffer.push(5, 1); // beside it, exactly
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Lost(1))));
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(4))));
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(5))));
+        buffer.push(6, BYTES_MAX);
+        buffer.push(7, 1);
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Lost(1))));
+        assert_eq!(read(&buffer), Poll::Ready(Some(Received::Item(7))));
+        assert_eq!(read(&buffer), Poll::Pending);
+    }
 }
 
 #[cfg(test)]

@@ -366,6 +366,7 @@ enum Incoming {
     Binary,
     Close(Option<CloseCode>),
     Cut,
+    Fail(SocketError),
     Text(String),
 }
 
@@ -461,6 +462,11 @@ impl Wire {
     /// The network goes, without a word.
     pub(crate) fn cut(&self) {
         self.push(Incoming::Cut);
+    }
+
+    /// The socket fails.
+    pub(crate) fn fail(&self, error: SocketError) {
+        self.push(Incoming::Fail(error));
     }
 
     /// Whether the transport takes nothing for now.
@@ -560,6 +566,7 @@ impl Socket for ScriptedSocket {
             Incoming::Binary => receive(Message::Binary(&[1])),
             Incoming::Text(text) => receive(Message::Text(&text)),
             Incoming::Cut => return Poll::Ready(Err(SocketError::Gone)),
+            Incoming::Fail(error) => return Poll::Ready(Err(error)),
             Incoming::Close(code) => {
                 let reason = String::new();
                 return Poll::Ready(Err(SocketError::Closed(

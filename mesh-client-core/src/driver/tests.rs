@@ -11,8 +11,9 @@ use std::{
 
 use futures_util::FutureExt;
 use mesh_core::{
+    driver::SocketError,
     protocol::{CommandError, parse},
-    websocket::CloseCode,
+    websocket::{CloseCode, DecodeError},
 };
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use super::{
     ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, Loss, MeshClient,
     SubscriptionEnd,
+    hub::panic_message,
     testing::{Log, Meets, Net, Sim, Wire, connect},
 };
 use crate::Status;
@@ -1077,5 +1079,131 @@ proptest! {
         for mut subscription in subscriptions {
             while sim.block_on(subscription.next()).is_some() {}
         }
+    }
+}
+
+#[test]
+fn who_listens_no_more_is_forgotten_and_the_others_are_not() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let [first, second] = [(); 2].map(|()| Arc::new(AtomicU32::new(0)));
+    let count = |calls: &Arc<AtomicU32>| {
+        let calls = Arc::clone(calls);
+        client.on_with("e", move |n: u32| {
+            calls.fetch_add(n, Ordering::Relaxed);
+        })
+    };
+    let (guard, other) = (count(&first), count(&second));
+    assert_eq!(Arc::strong_count(&first), 2);
+    drop(guard);
+    assert_eq!(Arc::strong_count(&first), 1, "what it held is let go");
+    net.wire(0).text(r#"{"command":"e","payload":1}"#);
+    sim.settle();
+    let calls = [first, second].map(|calls| calls.load(Ordering::Relaxed));
+    assert_eq!(calls, [0, 1]);
+    drop(other);
+}
+
+#[test]
+fn a_client_is_online_while_it_is_connected() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    assert!(client.is_online());
+    net.otherwise(Meets::Nothing);
+    net.wire(0).cut();
+    sim.settle();
+    assert!(!client.is_online());
+}
+
+#[test]
+fn a_subscription_knows_its_channel() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let subscription = sim
+        .block_on(async { client.subscribe("chat").await })
+        .unwrap();
+    assert_eq!(subscription.channel(), "chat");
+}
+
+#[test]
+fn why_a_socket_ended_is_told_and_a_fault_of_the_server_is_answered() {
+    let io = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
+    for (error, lost, answer) in [
+        (
+            SocketError::Io(io),
+            Loss::Io {
+                kind: std::io::ErrorKind::ConnectionReset,
+                message: "reset".to_owned(),
+            },
+            None,
+        ),
+        (
+            SocketError::Protocol(DecodeError::TextNotUtf8),
+            Loss::Protocol(DecodeError::TextNotUtf8),
+            Some(CloseCode::PROTOCOL_ERROR),
+        ),
+        (SocketError::Gone, Loss::Gone, None),
+    ] {
+        let net = Net::kind();
+        let (sim, client) = connect(&net);
+        net.otherwise(Meets::Nothing);
+        net.wire(0).fail(error);
+        sim.settle();
+        assert_eq!(client.last_error(), Some(ConnectError::Lost(lost)));
+        assert_eq!(net.wire(0).closed(), answer);
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_close_goes_out_before_it() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.wire(0).block(true);
+    let _last = client.command::<_, u32>("last", 1).into_future();
+    sim.settle();
+    let mut closing = Box::pin(client.close());
+    assert!(closing.as_mut().now_or_never().is_none());
+    sim.settle();
+    net.wire(0).block(false);
+    sim.block_on(closing);
+    let sent = net.wire(0).sent();
+    assert!(
+        sent.iter().any(|frame| frame.contains("\"last\"")),
+        "{sent:?}"
+    );
+    assert_eq!(net.wire(0).closed(), Some(CloseCode::NORMAL));
+}
+
+#[test]
+fn a_panic_of_a_callback_is_told_with_its_words() {
+    for (panic, words) in [
+        (
+            Box::new("static") as Box<dyn std::any::Any + Send>,
+            "static",
+        ),
+        (Box::new("owned".to_owned()), "owned"),
+        (Box::new(7), "no message"),
+    ] {
+        assert_eq!(panic_message(&*panic), words);
+    }
+}
+
+#[test]
+fn sockets_that_close_slowly_close_beside_each_other() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    for n in 0..2 {
+        if n > 0 {
+            sim.block_on(client.open()).unwrap();
+        }
+        net.wire(n).block(true);
+        let mut closing = Box::pin(client.close());
+        assert!(closing.as_mut().now_or_never().is_none());
+        sim.settle();
+    }
+    for n in 0..2 {
+        net.wire(n).block(false);
+        sim.settle();
+        assert_eq!(net.wire(n).closed(), Some(CloseCode::NORMAL), "{n}");
     }
 }

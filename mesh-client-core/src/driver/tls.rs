@@ -211,4 +211,16 @@ mod tests {
             }
         ));
     }
+
+    #[test]
+    fn a_network_that_failed_is_no_fault_of_the_certificate() {
+        let reset = || io::Error::new(io::ErrorKind::ConnectionReset, "reset");
+        assert_eq!(handshake_error(reset()), ConnectError::from(reset()));
+        let certificate = rustls::Error::NoCertificatesPresented;
+        let words = certificate.to_string();
+        assert_eq!(
+            handshake_error(io::Error::new(io::ErrorKind::InvalidData, certificate)),
+            ConnectError::Tls(words)
+        );
+    }
 }

@@ -203,6 +203,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::backend::{Document, Version};
 
     type Reader = BoxStream<'static, Vec<Notice>>;
 
@@ -320,6 +321,55 @@ mod tests {
         drop(second);
         push(&mailbox, message(1, 1));
         assert!(poll(&mut first).is_ready());
+    }
+
+    #[test]
+    fn a_notice_counts_with_every_text_it_holds() {
+        let change = |kind| RecordChange { stamp: 0, kind };
+        let document = |json: Option<&str>| Document {
+            json: json.map(Into::into),
+            revision: 0,
+        };
+        let metadata = |json| Notice::MetadataChanged {
+            connection: "12345".into(),
+            document: document(json),
+        };
+        let message = |topic| Notice::Message {
+            topic,
+            message: Bytes::from_static(b"1234567"),
+        };
+        let changes = vec![
+            change(RecordChangeKind::Deleted),
+            change(RecordChangeKind::Full("12345".into())),
+            change(RecordChangeKind::Patch("1234567".into())),
+        ];
+        let member = Notice::MemberRemoved {
+            room: "123".into(),
+            connection: "12345".into(),
+        };
+        let record = Notice::RecordChanged {
+            record: "123".into(),
+            base: Version::default(),
+            changes,
+        };
+        let cleared = Notice::RoomCleared {
+            room: "123".into(),
+            generation: 0,
+        };
+        let three = 3 * size_of::<RecordChange>();
+        for (notice, more) in [
+            (Notice::Lost, 0),
+            (member, 3 + 5),
+            (message(Topic::All), 7),
+            (message(Topic::Channel("123".into())), 3 + 7),
+            (message(Topic::Instance("12345".into())), 5 + 7),
+            (metadata(None), 5),
+            (metadata(Some("123")), 5 + 3),
+            (record, 3 + three + 5 + 7),
+            (cleared, 3),
+        ] {
+            assert_eq!(size(&notice), size_of::<Notice>() + more, "{notice:?}");
+        }
     }
 }
 

@@ -77,3 +77,46 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
         (**self).reserves(channel)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Picky;
+
+    impl Backend for Picky {
+        fn execute(&self, _: Op) -> BoxFuture<'_, Result<Reply, BackendError>> {
+            Box::pin(std::future::ready(Ok(Reply::Done)))
+        }
+
+        fn notices(&self) -> BoxStream<'static, Vec<Notice>> {
+            MemoryCluster::new().backend().notices()
+        }
+
+        fn name(&self) -> &'static str {
+            "picky"
+        }
+
+        fn reserves(&self, channel: &str) -> bool {
+            channel == "its own"
+        }
+    }
+
+    #[test]
+    fn a_shared_backend_reserves_what_the_backend_reserves() {
+        let shared: Arc<dyn Backend> = Arc::new(Picky);
+        assert_eq!(shared.name(), "picky");
+        assert_eq!(
+            ["its own", "another"].map(|channel| Arc::clone(&shared).reserves(channel)),
+            [true, false]
+        );
+        // Through the handle, and not by going around it.
+        assert_eq!(
+            ["its own", "another"].map(|channel| Backend::reserves(&shared, channel)),
+            [true, false]
+        );
+        let memory = MemoryCluster::new().backend();
+        assert!(!memory.reserves("its own"), "by default none is");
+    }
+}

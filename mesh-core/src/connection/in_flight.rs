@@ -112,3 +112,37 @@ impl InFlight {
         self.waiting.front().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fills and empties, and tells what is kept.
+    fn kept_after(commands: usize) -> (usize, usize, usize) {
+        let mut in_flight = InFlight::default();
+        let tokens: Vec<_> = (0..commands as u32)
+            .map(|id| in_flight.insert(id, 1))
+            .collect();
+        for token in &tokens {
+            in_flight.enqueue(*token);
+        }
+        for token in tokens {
+            in_flight.remove(token);
+            in_flight.dequeue(token);
+        }
+        let InFlight {
+            slots,
+            free,
+            waiting,
+            ..
+        } = in_flight;
+        (slots.capacity(), free.capacity(), waiting.capacity())
+    }
+
+    #[test]
+    fn a_burst_gives_its_memory_back_and_a_trickle_keeps_its_own() {
+        assert_eq!(kept_after(KEPT * 4), (0, 0, 0));
+        let (slots, free, waiting) = kept_after(KEPT);
+        assert!(slots >= KEPT && free >= KEPT && waiting >= KEPT);
+    }
+}

@@ -647,3 +647,143 @@ fn nothing_comes_out_of_a_connection_that_is_gone() {
     peer.drain();
     assert!(peer.frames.is_empty() && peer.actions.is_empty());
 }
+
+#[test]
+fn a_reply_is_admitted_up_to_its_limits_exactly() {
+    let len = event(100).len();
+    let exact = limited(|limits| limits.reply_bytes_max = len);
+    assert_eq!(exact.machine.admits_reply(&event(100)), Ok(()));
+    assert_eq!(exact.machine.admits_reply(&event(101)), Err(len));
+
+    let mut full = limited(|limits| limits.queue_bytes_max = len);
+    full.machine.handle_event(event(100), full.now);
+    assert_eq!(full.machine.admits_reply(&event(1)), Ok(()));
+}
+
+#[test]
+fn a_version_of_a_record_may_fill_half_of_the_queue_exactly() {
+    let len = event(100).len();
+    for (queue, delivery) in [
+        (4 * len, Delivery::Queued),
+        (4 * len - 2, Delivery::LeftOut),
+    ] {
+        let mut peer = limited(|limits| limits.queue_bytes_max = queue);
+        peer.machine.handle_event(event(100), peer.now);
+        let told = peer
+            .machine
+            .handle_record(&"r".into(), event(100), peer.now);
+        assert_eq!(told, delivery, "{queue} bytes");
+    }
+}
+
+#[test]
+fn what_is_held_already_takes_room_beyond_the_limit() {
+    let mut peer = limited(|limits| limits.memberships_max = 2);
+    peer.machine.reserve_membership().unwrap();
+    peer.machine.reserve_membership().unwrap();
+    peer.machine.reserve_membership_again();
+    // What was taken beyond the limit was given back, and no more.
+    peer.machine.release_membership();
+    assert!(peer.machine.reserve_membership().is_err());
+    peer.machine.release_membership();
+    peer.machine.reserve_membership().unwrap();
+    assert!(peer.machine.reserve_membership().is_err());
+}
+
+#[test]
+fn a_pong_tells_which_probes_stay_unanswered() {
+    let mut peer = peer(|config| config.latency_interval = 7 * SECOND);
+    // Four probes and a ping behind them; only the ping is answered.
+    peer.run_until(30 * SECOND);
+    peer.receive(r#"{"command":"pong"}"#);
+    peer.run_until(35 * SECOND);
+    peer.now += Duration::from_millis(3);
+    peer.receive(r#"{"command":"latency:response"}"#);
+    assert_eq!(peer.machine.latency(), Some(Duration::from_millis(3)));
+}
+
+#[test]
+fn a_pong_behind_two_pings_says_nothing_about_probes() {
+    // It answers the older of two pings, so probes in front of the newer one may be answered yet.
+    let mut one_of_two = peer(|config| config.latency_interval = 50 * SECOND);
+    one_of_two.run_until(60 * SECOND);
+    one_of_two.receive(r#"{"command":"pong"}"#);
+    one_of_two.receive(r#"{"command":"latency:response"}"#);
+    assert_eq!(one_of_two.machine.latency(), Some(10 * SECOND));
+}
+
+#[test]
+fn a_probe_that_left_with_the_ping_is_not_taken_for_unanswered() {
+    let mut peer = peer(|_| {});
+    peer.run_until(30 * SECOND);
+    peer.receive(r#"{"command":"pong"}"#);
+    peer.run_until(31 * SECOND);
+    peer.receive(r#"{"command":"latency:response"}"#);
+    assert_eq!(peer.machine.latency(), Some(SECOND));
+}
+
+#[test]
+fn a_version_that_found_no_room_twice_waits_for_an_empty_queue() {
+    let (small, large) = (event(10), event(400));
+    // More than half of the queue by itself.
+    let mut peer = limited(|limits| limits.queue_bytes_max = 2 * large.len() - 2);
+    let asked = |peer: &Peer| {
+        let refreshes = peer.actions.iter();
+        refreshes
+            .filter(|action| matches!(action, Action::RefreshRecord(_)))
+            .count()
+    };
+    let record = "r".into();
+    peer.machine.handle_event(small.clone(), peer.now);
+    let told = peer.machine.handle_record(&record, large.clone(), peer.now);
+    assert_eq!(told, Delivery::LeftOut);
+    peer.drain();
+    assert_eq!(asked(&peer), 1);
+    // Meanwhile something else took the room.
+    peer.machine.handle_event(small.clone(), peer.now);
+    let frame = Some(large.clone());
+    peer.machine
+        .handle_record_refreshed(&record, frame, peer.now);
+    peer.machine.handle_unsent(small.len());
+    while let Some(action) = peer.machine.poll_action() {
+        peer.actions.push(action);
+    }
+    assert_eq!(
+        asked(&peer),
+        1,
+        "with little in the queue it would not fit either"
+    );
+    peer.drain();
+    assert_eq!(asked(&peer), 2);
+    let told = peer
+        .machine
+        .handle_record_refreshed(&record, Some(large), peer.now);
+    assert_ne!(
+        told,
+        Delivery::LeftOut,
+        "an empty queue admits any one version"
+    );
+}
+
+#[test]
+fn events_may_fill_the_queue_exactly() {
+    let len = event(100).len();
+    for (max, told) in [
+        (2 * len, Delivery::Queued),
+        (2 * len - 1, Delivery::Overflow),
+    ] {
+        let mut peer = limited(|limits| limits.queue_bytes_max = max);
+        peer.machine.handle_event(event(100), peer.now);
+        assert_eq!(peer.machine.handle_event(event(100), peer.now), told);
+    }
+}
+
+#[test]
+fn a_long_reply_that_was_admitted_costs_no_event_its_room() {
+    let mut peer = limited(|limits| limits.queue_bytes_max = 200);
+    let token = peer.command(1);
+    let reply = encode::reply(1, "c", &"r".repeat(400)).unwrap();
+    assert!(peer.machine.handle_reply(token, "c", reply, peer.now));
+    let told = peer.machine.handle_event(event(100), peer.now);
+    assert_eq!(told, Delivery::Queued);
+}

@@ -226,3 +226,23 @@ mod models {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_nobody_waits_for_any_more_is_forgotten() {
+        let confirmations = Confirmations::default();
+        let (given_up, _) = confirmations.begin();
+        let (confirming, mut confirmed) = confirmations.begin();
+        assert_ne!(given_up.number, confirming.number);
+        confirmations.confirm(given_up.number + 7);
+        drop(given_up);
+        assert_eq!(confirmations.state().waiting.len(), 1);
+        assert_eq!(confirmed.try_recv(), Ok(None));
+        confirmations.confirm(confirming.number);
+        assert_eq!(confirmed.try_recv(), Ok(Some(())));
+        assert!(confirmations.state().waiting.is_empty());
+    }
+}

@@ -730,3 +730,31 @@ fn relay_event(frame: &TextFrame, except: &[ConnectionId]) -> Relay {
         text: frame.text().to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recipients_are_cut_where_the_next_would_not_fit() {
+        const LEN: usize = 10;
+        let ids: Vec<ConnectionId> = (0..40)
+            .map(|number| ConnectionId::from("i".repeat(1 + number * 7 % 20).as_str()))
+            .collect();
+        let longest = ConnectionId::from("i".repeat(20).as_str());
+        for max in Relay::event_len(&[longest], LEN)..400 {
+            let parts = parts_that_fit(ids.clone(), LEN, max);
+            assert_eq!(parts.concat(), ids);
+            for pair in parts.windows(2) {
+                let [part, next] = pair else {
+                    panic!("they are two")
+                };
+                assert!(Relay::event_len(part, LEN) <= max, "{max}: {part:?}");
+                let one_more = [part.as_slice(), &next[..1]].concat();
+                assert!(Relay::event_len(&one_more, LEN) > max, "{max}: {part:?}");
+            }
+            let last = parts.last().map_or(0, |part| Relay::event_len(part, LEN));
+            assert!(last <= max);
+        }
+    }
+}

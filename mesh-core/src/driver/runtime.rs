@@ -81,3 +81,45 @@ pub trait Timer: Future<Output = ()> + Send {
     /// had may be forgotten. Polled after it was ready, without a reset, it may be ready again or never.
     fn reset(self: Pin<&mut Self>, deadline: Instant);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::testkit::Sim;
+
+    /// One that says of every thread that it is its own, or of none.
+    #[derive(Debug)]
+    struct Says(Arc<dyn Runtime>, bool);
+
+    impl Runtime for Says {
+        fn now(&self) -> Instant {
+            self.0.now()
+        }
+
+        fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Timer>> {
+            self.0.sleep_until(deadline)
+        }
+
+        fn spawn(&self, task: Task) {
+            self.0.spawn(task);
+        }
+
+        fn seed(&self) -> [u8; 32] {
+            self.0.seed()
+        }
+
+        fn inside(&self) -> bool {
+            self.1
+        }
+    }
+
+    #[test]
+    fn a_servers_runtime_is_inside_where_its_own_is() {
+        let sim = Sim::new();
+        for inside in [true, false] {
+            let says = Says(sim.runtime(), inside);
+            assert_eq!(Marked(Arc::new(says)).inside(), inside);
+        }
+        assert!(!sim.runtime().inside(), "by default no thread is its own");
+    }
+}

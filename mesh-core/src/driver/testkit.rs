@@ -29,7 +29,7 @@ use crate::{
         Backend, BackendError, BoxFuture, BoxStream, MemoryBackend, MemoryCluster, Notice, Op,
         Reply,
     },
-    websocket::{Message, TextFrame},
+    websocket::{DecodeError, Message, TextFrame},
 };
 
 /// More polls than this without time passing is a spin.
@@ -195,6 +195,11 @@ impl Sim {
 
     pub(super) fn now(&self) -> Instant {
         self.state().now
+    }
+
+    /// Tasks that have not ended.
+    pub(super) fn tasks(&self) -> usize {
+        self.state().tasks.len()
     }
 
     pub(super) fn build(&self, builder: MeshServerBuilder) -> MeshServer {
@@ -483,6 +488,7 @@ struct Wire {
 #[derive(Clone, Copy)]
 enum End {
     Close,
+    Fault,
     Vanish,
 }
 
@@ -498,6 +504,7 @@ impl Socket for Script {
         if wire.inbound.is_empty() {
             return match wire.end {
                 Some(End::Close) => Poll::Ready(Err(SocketError::Closed(None))),
+                Some(End::Fault) => Poll::Ready(Err(DecodeError::TextNotUtf8.into())),
                 Some(End::Vanish) => Poll::Ready(Err(SocketError::Gone)),
                 None => {
                     wire.waker = Some(cx.waker().clone());
@@ -655,6 +662,11 @@ impl Client {
         self.change(|wire| wire.end = Some(End::Close));
     }
 
+    /// Sends a text message that is no text.
+    pub(super) fn break_the_protocol(&self) {
+        self.change(|wire| wire.end = Some(End::Fault));
+    }
+
     /// Is gone without a word.
     pub(super) fn vanish(&self) {
         self.change(|wire| wire.end = Some(End::Vanish));
@@ -673,6 +685,11 @@ impl Client {
     /// The code of the server's close frame.
     pub(super) fn close_code(&self) -> Option<u16> {
         self.wire().close.as_ref().map(|frame| frame.code.as_u16())
+    }
+
+    /// Why, in the server's words.
+    pub(super) fn close_reason(&self) -> Option<String> {
+        self.wire().close.as_ref().map(|frame| frame.reason.clone())
     }
 
     /// Did the server let go of the socket?
@@ -725,6 +742,8 @@ pub(super) struct Mood {
     pub(super) slow: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names fail, without effect.
     pub(super) failing: Arc<Mutex<Vec<&'static str>>>,
+    /// There is no room for operations of these names.
+    pub(super) full: Arc<Mutex<Vec<&'static str>>>,
     /// Operations of these names are refused, without effect.
     pub(super) refusing: Arc<Mutex<Vec<&'static str>>>,
     /// What others keep for the instance until it is back.
@@ -810,6 +829,10 @@ impl Backend for Moody {
             let error = BackendError::Unavailable("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
         }
+        if is(&self.mood.full) {
+            let error = BackendError::Full("moody".to_owned());
+            return Box::pin(std::future::ready(Err(error)));
+        }
         if is(&self.mood.refusing) {
             let error = BackendError::Usage("moody".to_owned());
             return Box::pin(std::future::ready(Err(error)));
@@ -841,5 +864,9 @@ impl Backend for Moody {
 
     fn name(&self) -> &'static str {
         "moody"
+    }
+
+    fn reserves(&self, channel: &str) -> bool {
+        channel.starts_with("moody:")
     }
 }

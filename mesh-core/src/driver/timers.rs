@@ -261,3 +261,11 @@ mod models {
         });
     }
 }
+
+#[cfg(test)]
+impl Timers {
+    /// Deadlines that have not come.
+    pub(super) fn len(&self) -> usize {
+        self.state().due.len()
+    }
+}

@@ -159,7 +159,14 @@ mod tests {
                 table.len(),
                 table.capacity()
             );
-            shrunk += u32::from(table.capacity() < capacity / 2);
+            // By one it may be less for the trace that a removal leaves.
+            if capacity - table.capacity() > 1 {
+                assert!(
+                    table.capacity() >= 2 * table.len(),
+                    "no room for as many again"
+                );
+                shrunk += 1;
+            }
             capacity = table.capacity();
         }
         assert!(shrunk < 20, "{shrunk} allocations");

@@ -44,3 +44,15 @@ impl Default for Dialect {
         Self::MESH
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Dialect;
+
+    #[test]
+    fn a_dialect_is_its_prefix() {
+        assert_eq!(Dialect::default().prefix(), "mesh/");
+        assert_eq!(Dialect::new("other/").prefix(), "other/");
+        assert_eq!(Dialect::new("other/").name("noop"), "other/noop");
+    }
+}

@@ -138,4 +138,16 @@ mod tests {
             assert!(error.message().len() <= MESSAGE_MAX + '…'.len_utf8());
         }
     }
+
+    #[test]
+    fn a_message_that_fits_exactly_is_not_cut() {
+        let message = |len: usize| {
+            let payload = format!("\"{}\"", "x".repeat(len));
+            let error = decode::<u8>(&payload).unwrap_err();
+            error.message().to_owned()
+        };
+        let fits = MESSAGE_MAX - message(0).len();
+        assert_eq!(message(fits).len(), MESSAGE_MAX);
+        assert!(!message(fits).contains('…') && message(fits + 1).ends_with('…'));
+    }
 }

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, time::Duration};
 
-use mesh_core::protocol::parse;
+use mesh_core::protocol::{Dialect, parse};
 
 use crate::driver::{
     ClientError, MeshClient,
@@ -77,4 +77,20 @@ fn a_publish_has_the_outcomes_of_a_command() {
     let call = client.publish_record_update("r", &7).fail_offline();
     let outcome = sim.block_on(call.into_future());
     assert_eq!(outcome, Err(ClientError::Offline));
+}
+
+#[test]
+fn a_record_is_published_in_the_dialect_of_the_server() {
+    let net = Net::new(|_, _| {});
+    let sim = Sim::new();
+    let client = sim
+        .block_on(
+            MeshClient::builder("ws://localhost:1")
+                .dialect(Dialect::new("other/"))
+                .connect_on(sim.runtime(), net.connector()),
+        )
+        .unwrap();
+    let _call = client.publish_record_update("r", &1).into_future();
+    sim.settle();
+    assert!(net.wire(0).sent()[0].contains(r#""command":"other/publish-record-update""#));
 }

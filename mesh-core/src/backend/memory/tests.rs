@@ -700,3 +700,61 @@ fn who_listens_to_a_record_hears_of_its_versions_whoever_makes_them() {
     let topic = Topic::Record(record());
     assert!(now(one.execute(Op::Publish { topic, message })).is_err());
 }
+
+#[test]
+fn what_is_restored_as_it_is_stored_is_no_change() {
+    let cluster = MemoryCluster::new();
+    let one = open(&cluster, "a");
+    connect(&one, "a.1");
+    let connection = || Op::ConnectionMetadata {
+        connection: "a.1".into(),
+    };
+    let Reply::Document(stored) = run(&one, connection()) else {
+        panic!("it has a document");
+    };
+    let restore = |document: &Document| Op::Restore {
+        connections: vec![("a.1".into(), document.clone())],
+        members: Vec::new(),
+    };
+    let nothing = Reply::Restored {
+        changed: Vec::new(),
+        ended: Vec::new(),
+    };
+    assert_eq!(run(&one, restore(&stored)), nothing);
+    assert_eq!(run(&one, connection()), Reply::Document(stored.clone()));
+
+    // Of two with the same revision the stored one is told, with a revision of its own.
+    let other = Document {
+        json: Some("1".into()),
+        ..stored.clone()
+    };
+    let newer = Document {
+        revision: stored.revision + 1,
+        ..stored
+    };
+    let changed = vec![("a.1".into(), newer.clone())];
+    let ended = Vec::new();
+    let told = Reply::Restored { changed, ended };
+    assert_eq!(run(&one, restore(&other)), told);
+    assert_eq!(run(&one, connection()), Reply::Document(newer));
+}
+
+#[test]
+fn the_members_of_a_room_are_told_with_their_metadata() {
+    let cluster = MemoryCluster::new();
+    let one = open(&cluster, "a");
+    for id in ["a.1", "a.2"] {
+        connect(&one, id);
+    }
+    join(&one, "r", "a.1").unwrap();
+    assert_eq!(
+        run(&one, Op::RoomMembersMetadata { room: "r".into() }),
+        Reply::ConnectionsMetadata(vec![("a.1".into(), Some("{}".into()))])
+    );
+}
+
+/// Health answers and logs show it.
+#[test]
+fn it_is_called_memory() {
+    assert_eq!(MemoryCluster::new().backend().name(), "memory");
+}

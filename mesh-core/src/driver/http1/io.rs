@@ -77,7 +77,10 @@ impl<T: Read + Write + Send + Unpin + 'static> ByteStream for FromHyper<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::{
+        future::poll_fn,
+        sync::{Arc, Mutex},
+    };
 
     use super::*;
     use crate::driver::testkit::{Sim, pipe};
@@ -111,5 +114,43 @@ mod tests {
         });
         assert!(received == sent);
         assert_eq!(writing.take().unwrap(), "end");
+    }
+
+    /// Notes what it is asked for.
+    struct Notes(Arc<Mutex<Vec<&'static str>>>);
+
+    impl Notes {
+        fn note(&self, what: &'static str) -> Poll<io::Result<()>> {
+            self.0.lock().unwrap().push(what);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl ByteStream for Notes {
+        fn poll_read(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(0))
+        }
+
+        fn poll_write(&mut self, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.note("flush")
+        }
+
+        fn poll_shutdown(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.note("shutdown")
+        }
+    }
+
+    #[test]
+    fn a_flush_and_a_shutdown_reach_the_stream() {
+        let asked = Arc::default();
+        let mut both = FromHyper(ToHyper(Notes(Arc::clone(&asked))));
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        assert!(both.poll_flush(cx).is_ready());
+        assert!(both.poll_shutdown(cx).is_ready());
+        assert_eq!(*asked.lock().unwrap(), ["flush", "shutdown"]);
     }
 }

@@ -446,3 +446,52 @@ fn a_server_that_ends_takes_only_its_own_with_it() {
     on!(pair, one, |s| s.broadcast_room("r", "hi", 1)).unwrap();
     assert_eq!(pair.events().0, ["hi 1"]);
 }
+
+#[test]
+fn metadata_of_a_room_and_its_members_is_merged_and_listed() {
+    let mut pair = pair();
+    pair.join_both();
+    let id = pair.bob.id.clone();
+    let named = json!({"name": "Bob"});
+    let set = (id.clone(), named.clone());
+    on!(pair, one, |s| s.connections().set_metadata(set.0, &set.1)).unwrap();
+    let stranger = pair.sim.connect(&pair.two);
+    let mut listed = on!(pair, one, |s| s
+        .connections()
+        .room_members_metadata::<Value>("r"))
+    .unwrap();
+    listed.sort_by_key(|(_, metadata)| metadata.is_none());
+    let ann = pair.ann.id.clone();
+    assert_eq!(
+        listed,
+        [
+            (id.as_str().into(), Some(named)),
+            (ann.as_str().into(), None)
+        ]
+    );
+    drop(stranger);
+
+    on!(pair, one, |s| s.rooms().set_metadata("r", &json!({"a": 1}))).unwrap();
+    on!(pair, two, |s| s
+        .rooms()
+        .merge_metadata("r", &json!({"b": 2})))
+    .unwrap();
+    let merged = Some(json!({"a": 1, "b": 2}));
+    assert_eq!(
+        on!(pair, one, |s| s.rooms().metadata::<Value>("r")),
+        Ok(merged)
+    );
+}
+
+#[test]
+fn the_metadata_of_all_rooms_is_listed_by_name() {
+    let pair = pair();
+    on!(pair, one, |s| s.rooms().set_metadata("a", &1)).unwrap();
+    on!(pair, two, |s| s.rooms().set_metadata("b", &2)).unwrap();
+    let listed = on!(pair, one, |s| s.rooms().all_metadata::<u8>()).unwrap();
+    let listed: Vec<_> = listed
+        .iter()
+        .map(|(name, it)| (name.as_str(), *it))
+        .collect();
+    assert_eq!(listed, [("a", 1), ("b", 2)]);
+}

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     driver::{
-        Call, CommandError, Context, Fault, Interceptor, MeshServer, Outcome, Payload,
+        Call, CommandError, Context, Fault, Interceptor, MeshServer, Outcome, Pattern, Payload,
         testkit::{Gate, Sim},
     },
     protocol::Dialect,
@@ -559,4 +559,193 @@ fn a_server_speaks_the_dialect_it_was_built_with() {
     };
     assert_eq!(sent("mesh/of-the-application"), Ok(()));
     assert!(sent("rt/of-the-application").is_err());
+}
+
+#[test]
+fn a_connection_is_its_id_and_tells_its_address() {
+    let sim = Sim::new();
+    let addr: std::net::SocketAddr = "192.0.2.1:7".parse().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&seen);
+    let server = sim.build(MeshServer::builder().on_connection(move |connection| {
+        noted.lock().unwrap().push(connection);
+        async {}
+    }));
+    sim.serve(&server, server.admit(Some(addr)).unwrap());
+    sim.connect(&server);
+    let seen = seen.lock().unwrap();
+    let [known, unknown] = seen.as_slice() else {
+        panic!("{seen:?}");
+    };
+    assert_eq!(known.remote_addr(), Some(addr));
+    assert_eq!(unknown.remote_addr(), None);
+    assert!(known == &known.clone() && known != unknown);
+}
+
+#[test]
+fn a_handler_sets_the_metadata_of_its_own_connection() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("name", async |ctx: Context<Value>| {
+        ctx.connection.set_metadata(&ctx.payload).await?;
+        Ok(ctx.connection.metadata::<Value>().await?)
+    });
+    let mut client = sim.connect(&server);
+    let ada = json!({"name": "Ada"});
+    assert_eq!(client.call("name", ada.clone()), ada);
+    let told = client.call("mesh/get-my-connection-metadata", json!({}));
+    assert_eq!(told["metadata"], ada);
+    let id = client.id.clone();
+    let all = sim.wait(async move { server.connections().all_metadata::<Value>().await });
+    assert_eq!(all, Ok(vec![(id.as_str().into(), Some(ada))]));
+}
+
+#[test]
+fn a_payload_is_published_and_sent_as_it_came() {
+    let sim = Sim::new();
+    let server = sim.server();
+    server.register_command("store", async |ctx: Context<Payload>| {
+        let by_reference = &ctx.payload;
+        ctx.server
+            .publish_record_update("one", by_reference)
+            .await?;
+        ctx.server
+            .publish_record_update("two", &by_reference)
+            .await?;
+        ctx.connection.send("sent", &by_reference)?;
+        Ok(ctx.payload.clone())
+    });
+    let mut client = sim.connect(&server);
+    let payload = json!({"a": [1, "x"]});
+    client.send("store", payload.clone());
+    sim.run();
+    let frames = client.frames();
+    let payloads: Vec<_> = frames.iter().map(|frame| &frame["payload"]).collect();
+    assert_eq!(payloads, [&payload, &payload]);
+    for record in ["one", "two"] {
+        let server = server.clone();
+        let stored = sim.wait(async move { server.get_record::<Value>(record).await });
+        assert_eq!(stored.unwrap().value.as_ref(), Some(&payload), "{record}");
+    }
+}
+
+#[test]
+fn faults_and_patterns_are_told_in_words() {
+    let sim = Sim::new();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&told);
+    let server = sim.build(
+        MeshServer::builder().on_error(move |fault| noted.lock().unwrap().push(fault.to_string())),
+    );
+    server.register_command("boom", async |_: Context| -> Result<(), CommandError> {
+        panic!("planted")
+    });
+    let mut client = sim.connect(&server);
+    assert_eq!(client.code("boom", json!({})), "EINTERNAL");
+    let told = told.lock().unwrap();
+    assert_eq!(
+        *told,
+        [format!("\"boom\" panicked for connection {}", client.id)]
+    );
+    assert_eq!(Pattern::exact("a").to_string(), r#""a""#);
+    assert_eq!(Pattern::regex("^a$").unwrap().to_string(), "/^a$/");
+}
+
+#[test]
+fn a_payload_is_json_within_the_levels_allowed() {
+    let payload = |json: &str, levels| {
+        let payload = Payload::from_json_within(json, levels);
+        payload.map(|it| it.json().to_owned())
+    };
+    assert_eq!(payload(" [[1]] ", 2), Ok("[[1]]".to_owned()));
+    for broken in ["[[1]]", "[1", "1 2", ""] {
+        let refused = payload(broken, 1).unwrap_err();
+        assert_eq!(refused.code(), "EINVALID", "{broken}");
+    }
+}
+
+#[test]
+fn an_interceptor_sees_how_each_command_ends() {
+    struct Sees(Journal);
+    impl Interceptor for Sees {
+        fn after(&self, _: &Call, outcome: &Outcome) {
+            self.0.note(format!("{outcome:?}"));
+        }
+    }
+    let sim = Sim::new();
+    let server = sim.server();
+    let journal = Journal::default();
+    server.add_interceptor(Sees(journal.clone()));
+    let mut client = sim.connect(&server);
+    client.call("mesh/noop", json!({}));
+    client.call("nothing like it", json!({}));
+    let told = journal.take();
+    assert_eq!(told.len(), 2);
+    assert_eq!(told[0], "Reply");
+    assert_ne!(told[1], "Reply");
+}
+
+#[test]
+fn middleware_that_waits_runs_once_and_those_behind_it_after_it() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let journal = Journal::default();
+    let gate = Gate::default();
+    let (noted, waits) = (journal.clone(), gate.clone());
+    server.add_middleware(move |_: Context| {
+        noted.note("first");
+        let opened = waits.wait();
+        async move {
+            opened.await;
+            Ok(())
+        }
+    });
+    let noted = journal.clone();
+    server.add_middleware(move |_: Context| {
+        noted.note("second");
+        async { Ok(()) }
+    });
+    let mut client = sim.connect(&server);
+    client.send("mesh/noop", json!({}));
+    sim.run();
+    assert_eq!(journal.take(), ["first"]);
+    gate.open();
+    sim.run();
+    assert_eq!(journal.take(), ["second"]);
+    assert_eq!(client.replies().len(), 1);
+}
+
+#[test]
+fn a_client_replaces_its_metadata_or_merges_into_it() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().client_metadata(true));
+    let mut client = sim.connect(&server);
+    let mut set = |metadata: Value, options: Value| {
+        let wish = json!({"metadata": metadata, "options": options});
+        client.call("mesh/set-my-connection-metadata", wish);
+        client.call("mesh/get-my-connection-metadata", json!({}))["metadata"].clone()
+    };
+    assert_eq!(set(json!({"a": 1}), json!({})), json!({"a": 1}));
+    let merge = json!({"strategy": "merge"});
+    assert_eq!(set(json!({"b": 2}), merge), json!({"a": 1, "b": 2}));
+    let replace = json!({"strategy": "replace"});
+    assert_eq!(set(json!({"c": 3}), replace), json!({"c": 3}));
+}
+
+#[test]
+fn a_panic_of_an_interceptor_is_counted_though_others_are_calm() {
+    struct Is(bool);
+    impl Interceptor for Is {
+        fn after(&self, _: &Call, _: &Outcome) {
+            assert!(self.0, "on purpose");
+        }
+    }
+    let sim = Sim::new();
+    let server = sim.server();
+    for calm in [true, false, true] {
+        server.add_interceptor(Is(calm));
+    }
+    let mut client = sim.connect(&server);
+    assert_eq!(client.call("mesh/noop", json!({})), true);
+    assert_eq!(server.metrics().handler_panics_total, 1);
 }

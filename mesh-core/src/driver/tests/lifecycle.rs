@@ -700,3 +700,146 @@ fn whatever_the_application_is_called_for_runs_inside() {
     assert!(seen.is_empty(), "not marked: {seen:?}");
     assert!(!inside::is_inside());
 }
+
+#[test]
+fn pings_that_are_missed_are_forgiven_as_often_as_was_said() {
+    for (forgiven, intervals) in [(0, 2), (1, 3), (4, 6)] {
+        let sim = Sim::new();
+        let server = sim.build(MeshServer::builder().max_missed_pongs(forgiven));
+        let client = sim.connect(&server);
+        sim.advance(intervals * 30 * SECOND - 50 * MS);
+        assert_eq!(client.close_code(), None, "{forgiven} forgiven");
+        sim.advance(100 * MS);
+        assert_eq!(client.close_code(), Some(1001), "{forgiven} forgiven");
+    }
+}
+
+#[test]
+fn a_shutdown_reaches_every_one_of_a_crowd() {
+    // One batch, exactly, and more than two.
+    for crowd in [500, 1_001] {
+        let sim = Sim::new();
+        let server = sim.server();
+        let clients: Vec<Client> = (0..crowd).map(|_| sim.connect(&server)).collect();
+        let ended = shut_down(&sim, &server);
+        sim.advance(SECOND);
+        assert_eq!(ended.take(), Some(Ok(())));
+        let told = clients.iter().filter(|it| it.close_code() == Some(1001));
+        assert_eq!(told.count(), crowd);
+    }
+}
+
+#[test]
+fn a_shutdown_waits_for_who_hangs_as_long_as_it_says_and_no_longer() {
+    let sim = Sim::new();
+    let server = sim.build(
+        MeshServer::builder()
+            .drain_time(2 * SECOND)
+            .limits(|limits| limits.close_time_max = 3 * SECOND)
+            .on_disconnection(async |_| std::future::pending().await),
+    );
+    let client = sim.connect(&server);
+    client.close();
+    let ended = shut_down(&sim, &server);
+    sim.advance(5_490 * MS);
+    assert!(!ended.is_done(), "a hook is given time");
+    sim.advance(20 * MS);
+    assert_eq!(ended.take(), Some(Ok(())));
+}
+
+#[test]
+fn a_backend_has_a_second_to_hear_of_the_end() {
+    let sim = Sim::new();
+    let builder = MeshServer::builder()
+        .drain_time(Duration::ZERO)
+        .limits(|limits| limits.close_time_max = Duration::ZERO);
+    let (server, mood, _) = moody(&sim, builder);
+    mood.slow.lock().unwrap().push("CloseInstance");
+    let ended = shut_down(&sim, &server);
+    sim.advance(1_490 * MS);
+    assert!(!ended.is_done());
+    sim.advance(20 * MS);
+    assert!(matches!(ended.take(), Some(Err(ServerError::Backend(_)))));
+}
+
+#[test]
+fn a_server_that_is_dropped_leaves_no_task_behind() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let client = sim.connect(&server);
+    client.close();
+    sim.advance(5 * SECOND);
+    assert!(sim.tasks() > 0, "its timers and what the backend tells");
+    drop(server);
+    sim.advance(60 * SECOND);
+    assert_eq!(sim.tasks(), 0);
+}
+
+#[test]
+fn a_connection_that_is_gone_leaves_no_deadline_behind() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let before = server.inner.timers.len();
+    let client = sim.connect(&server);
+    assert_eq!(server.inner.timers.len(), before + 1);
+    client.vanish();
+    sim.run();
+    assert_eq!(server.inner.timers.len(), before);
+}
+
+#[test]
+fn everybody_who_waits_for_the_end_is_told() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let waits = [(); 3].map(|()| {
+        let server = server.clone();
+        sim.start(async move { server.wait_stopping().await })
+    });
+    sim.run();
+    assert!(waits.iter().all(|wait| !wait.is_done()));
+    shut_down(&sim, &server);
+    assert!(waits.iter().all(Started::is_done));
+}
+
+#[test]
+fn who_breaks_the_protocol_is_told_how_and_others_are_not_disturbed() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let (bad, mut good) = (sim.connect(&server), sim.connect(&server));
+    bad.break_the_protocol();
+    sim.run();
+    assert_eq!(bad.close_code(), Some(1007));
+    assert_eq!(good.call("mesh/noop", json!({})), true);
+}
+
+#[test]
+fn who_cannot_be_registered_is_told_whether_there_is_no_room_or_no_backend() {
+    let sim = Sim::new();
+    let (server, mood, _) = moody(&sim, MeshServer::builder());
+    for (why, what, reason) in [
+        (
+            &mood.failing,
+            "OpenInstance",
+            "the backend cannot be reached",
+        ),
+        (&mood.full, "OpenConnection", "the backend is full"),
+    ] {
+        why.lock().unwrap().push(what);
+        let client = sim.dial(&server);
+        sim.run();
+        assert_eq!(client.close_code(), Some(1013));
+        assert_eq!(client.close_reason().as_deref(), Some(reason));
+        why.lock().unwrap().clear();
+    }
+}
+
+#[test]
+fn commands_beyond_ones_share_of_a_turn_run_in_the_next() {
+    let sim = Sim::new();
+    let server = sim.server();
+    let mut client = sim.connect(&server);
+    let ids = client.send_all(&vec![("mesh/noop", json!({})); 1_000]);
+    sim.run();
+    let ids: Vec<_> = ids.into_iter().map(u64::from).collect();
+    assert_eq!(client.replies(), ids);
+}

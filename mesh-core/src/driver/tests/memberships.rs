@@ -779,3 +779,80 @@ fn a_publisher_waits_for_no_notices_that_have_ended() {
     sim.run();
     assert!(after.is_done());
 }
+
+#[test]
+fn what_is_held_already_needs_no_more_room() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().limits(|limits| limits.memberships_max = 3));
+    for name in ["held", "more"] {
+        server.expose_channel(name);
+        server.expose_record(name);
+        server.expose_room(name);
+    }
+    let mut client = sim.connect(&server);
+    let record = |name: &str| json!({"recordId": name});
+    // Full after the first round, and asked for all of it again.
+    for _ in 0..3 {
+        assert_eq!(subscribe(&mut client, "held")["success"], true);
+        assert_eq!(join(&mut client, "held")["success"], true);
+        let subscribed = client.call("mesh/subscribe-record", record("held"));
+        assert_eq!(subscribed["success"], true);
+    }
+    for (command, payload) in [
+        ("mesh/subscribe-channel", json!({"channel": "more"})),
+        ("mesh/join-room", json!({"roomName": "more"})),
+        ("mesh/subscribe-record", record("more")),
+    ] {
+        assert_eq!(client.code(command, payload), "EOVERLOAD", "{command}");
+    }
+    // What was asked for again holds no room of its own.
+    client.call("mesh/unsubscribe-channel", json!({"channel": "held"}));
+    assert_eq!(join(&mut client, "more")["success"], true);
+    assert_eq!(
+        client.code("mesh/subscribe-record", record("more")),
+        "EOVERLOAD"
+    );
+}
+
+#[test]
+fn a_history_of_exactly_the_limit_is_kept() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().limits(|limits| limits.history_max = 3));
+    on!(sim, server, |s| s.publish_to_channel("c", "m", 3)).unwrap();
+    assert_eq!(
+        on!(sim, server, |s| s.publish_to_channel("c", "m", 4)),
+        Err(ServerError::HistoryTooLong { len: 4, max: 3 })
+    );
+}
+
+#[test]
+fn metadata_of_exactly_the_limit_is_kept() {
+    let sim = Sim::new();
+    let server = sim.build(MeshServer::builder().limits(|limits| limits.metadata_bytes_max = 9));
+    on!(sim, server, |s| s.rooms().set_metadata("r", "1234567")).unwrap();
+    let long = on!(sim, server, |s| s.rooms().set_metadata("r", "12345678"));
+    assert!(long.is_err(), "{long:?}");
+    assert_eq!(
+        on!(sim, server, |s| s.rooms().metadata::<String>("r")),
+        Ok(Some("1234567".to_owned()))
+    );
+}
+
+#[test]
+fn a_channel_of_the_backends_own_is_exposed_by_no_pattern() {
+    let sim = Sim::new();
+    let (backend, _mood) = Moody::new(&MemoryCluster::new());
+    let server = sim.build(MeshServer::builder().backend(backend));
+    server.expose_channel(Pattern::regex("").unwrap());
+    server.expose_room(Pattern::regex("").unwrap());
+    let mut client = sim.connect(&server);
+    assert_eq!(subscribe(&mut client, "moody:own")["success"], false);
+    assert_eq!(subscribe(&mut client, "another")["success"], true);
+    // Rooms are not the backend's channels, whatever their names.
+    assert_eq!(join(&mut client, "moody:own")["success"], true);
+    let name = "moody:own".to_owned();
+    assert_eq!(
+        on!(sim, server, |s| s.publish_to_channel("moody:own", "m", 0)),
+        Err(ServerError::ReservedName { name })
+    );
+}

@@ -79,6 +79,9 @@ impl Pair {
     }
 }
 
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
 const LONG: &str = "long enough for a patch to be shorter than the value";
 
 #[test]
@@ -570,4 +573,53 @@ fn an_update_that_fails_is_judged_on_what_is_stored() {
     let doubled = on!(pair, one, |s| s
         .update_record("n", |n: Option<u64>| n.unwrap_or(1) * 2));
     assert_eq!(doubled, Ok(3));
+}
+
+#[test]
+fn a_value_of_exactly_the_limit_is_stored() {
+    let pair = pair();
+    assert_eq!(pair.publish(&json!("x".repeat(198))), 1);
+}
+
+#[test]
+fn deleted_records_are_forgotten_after_a_while_and_counted() {
+    let pair = pair();
+    for record in ["a", "b", "c"] {
+        on!(pair, one, |s| s.publish_record_update(record, &1)).unwrap();
+    }
+    for record in ["a", "b"] {
+        assert_eq!(on!(pair, one, |s| s.delete_record(record)), Ok(Some(2)));
+    }
+    pair.sim.advance(10 * SECOND);
+    let purge = |seconds| on!(pair, one, |s| s.purge_deleted(seconds * SECOND));
+    assert_eq!(purge(60), Ok(0));
+    assert_eq!(purge(5), Ok(2));
+    assert_eq!(purge(0), Ok(0));
+}
+
+#[test]
+fn records_are_compared_with_the_store_at_the_interval_asked_for() {
+    for (asked, interval) in [
+        (500 * MS, 500 * MS),
+        (MS, 100 * MS),
+        (99 * SECOND, 10 * SECOND),
+    ] {
+        let (sim, cluster) = (Sim::new(), MemoryCluster::new());
+        let (backend, mood) = Moody::new(&cluster);
+        let builder = MeshServer::builder().backend(backend);
+        let server = sim.build(builder.record_check_interval(asked));
+        server.expose_record("r");
+        let mut client = sim.connect(&server);
+        client.call("mesh/subscribe-record", json!({"recordId": "r"}));
+        mood.take_asked();
+        // A client that answers no ping is gone after 90 s.
+        sim.advance(8 * interval);
+        let asked_about = mood.take_asked();
+        let checks = asked_about.iter().filter(|op| *op == "RecordVersions");
+        let checks = checks.count();
+        assert!(
+            (7..=9).contains(&checks),
+            "{asked:?}: {checks} of {asked_about:?}"
+        );
+    }
 }

@@ -616,3 +616,106 @@ pub(super) fn error(result: Result<Reply, BackendError>) -> BackendError {
         BackendError::Usage("the backend gave an answer of another kind".to_owned())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+
+    fn text(letter: &str, len: usize) -> Json {
+        Json::from(format!("\"{}\"", letter.repeat(len)))
+    }
+
+    fn next(
+        writers: &mut Writers<u32>,
+        base: Option<Json>,
+        value_bytes_max: usize,
+    ) -> (Option<Op>, Answers<u32>) {
+        let mut answers = Vec::new();
+        let known = || {
+            Some(Record {
+                value: base,
+                version: Version::default(),
+            })
+        };
+        let mut stamps = 1..;
+        let stamp = || stamps.next().unwrap();
+        let op = writers.next(
+            &"r".into(),
+            known,
+            value_bytes_max,
+            stamp,
+            origin(),
+            &mut answers,
+        );
+        (op, answers)
+    }
+
+    /// How many of these values the first batch holds.
+    fn batched(base: Option<Json>, values: Vec<Json>) -> usize {
+        let mut writers = Writers::new();
+        for value in values {
+            writers.push(RecordWrite::Replace(value), 0).unwrap();
+        }
+        match next(&mut writers, base, usize::MAX) {
+            (Some(Op::PublishRecord { updates, .. }), _) => updates.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_bounded_and_one_update_is_always_admitted() {
+        assert_eq!(batched(None, vec![text("a", 9), text("b", 9)]), 2);
+        let long = |letter| text(letter, 600 << 10);
+        assert_eq!(batched(None, vec![long("a"), long("b")]), 1);
+        let longer = |letter| text(letter, 2 * MIB);
+        assert_eq!(batched(None, vec![longer("a"), longer("b")]), 1);
+
+        // What they make of a long value is short, but the values are held as well.
+        let value = |number: u32, len: usize| {
+            let filler = "x".repeat(len);
+            Json::from(format!(r#"{{"filler":"{filler}","number":{number}}}"#))
+        };
+        for (len, together) in [(MIB, 2), (3 * MIB, 1), (5 * MIB, 1)] {
+            let values = vec![value(1, len), value(2, len)];
+            assert_eq!(
+                batched(Some(value(0, len)), values),
+                together,
+                "{len} bytes"
+            );
+        }
+    }
+
+    #[test]
+    fn who_was_answered_gives_its_room_to_others() {
+        let mut writers = Writers::new();
+        let large = Json::from(" ".repeat(WAITING_BYTES_MAX / 2 + 1));
+        let write = |json: &Json| RecordWrite::Replace(Json::clone(json));
+        for _ in 0..3 {
+            assert_eq!(writers.push(write(&"1".into()), 1), Ok(()));
+            assert_eq!(writers.push(write(&large), 2), Ok(()));
+            assert_eq!(
+                writers.push(write(&large), 3),
+                Err(3),
+                "there is one already"
+            );
+            // Too long for values, both of them, if what they would follow is still stored.
+            let (asked, _) = next(&mut writers, None, 0);
+            assert!(
+                matches!(asked, Some(Op::RecordVersions { .. })),
+                "{asked:?}"
+            );
+            let stored = Reply::RecordVersions(vec![Version::default()]);
+            let mut answers = Vec::new();
+            writers.handle_backend(Ok(stored), false, origin(), &mut answers);
+            let answered: Vec<_> = answers.iter().map(|(token, _)| *token).collect();
+            assert_eq!(answered, [1, 2]);
+        }
+    }
+}

@@ -160,3 +160,14 @@ fn a_topic_that_fails_is_asked_for_anew() {
     assert_eq!(shard.subscribe("c", 1, 0, 2), ["2: subscribe c"]);
     assert_eq!(shard.ok(2, Reply::Done), [subscribed(2)]);
 }
+
+#[test]
+fn a_second_subscription_without_history_is_answered_with_the_first() {
+    let mut shard = Shard::new();
+    assert_eq!(shard.subscribe("c", 1, 0, 1), ["1: subscribe c"]);
+    assert_eq!(shard.subscribe("c", 1, 0, 2), [""; 0]);
+    assert_eq!(
+        shard.ok(1, Reply::Done),
+        [subscribed(1), subscribed(2), "release 1".to_owned()]
+    );
+}

@@ -48,7 +48,9 @@ fn a_connection_that_closes_while_it_opens_is_closed() {
         ["1 fails: the connection is closed", "2: close i.1"]
     );
     assert!(shard.instance.connections().is_empty());
+    assert_eq!(shard.instance.connection_count(), 1, "it is closing");
     assert_eq!(shard.ok(2, Reply::Done), ["2 = Closed"]);
+    assert_eq!(shard.instance.connection_count(), 0);
     assert!(shard.instance.is_empty());
 }
 
@@ -197,4 +199,20 @@ fn the_newest_metadata_counts() {
         [r#"2 = Metadata("2")"#, "4: restore i.1"]
     );
     assert_eq!(metadata(&shard).as_deref(), Some("3"));
+}
+
+#[test]
+fn open_connections_are_counted_and_found() {
+    let mut shard = opened();
+    shard.instance.handle_open(&id(2), 2, None, 2);
+    shard.told();
+    shard.ok(2, Reply::Done);
+    let connections = shard.instance.connections();
+    assert_eq!(connections.len(), 2);
+    assert_eq!(
+        (connections.get(&id(2)), connections.get(&id(3))),
+        (Some(&2), None)
+    );
+    shard.instance.handle_close(&id(1), 3);
+    assert_eq!(shard.instance.connections().len(), 1);
 }

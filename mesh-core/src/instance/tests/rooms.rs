@@ -1,5 +1,8 @@
 use super::{KNOWN, LISTED_BYTES_MAX, NEW, Shard, id, joined};
-use crate::backend::{BackendError, Reply};
+use crate::{
+    backend::{BackendError, Op, Reply},
+    instance::Action,
+};
 
 /// Connection 1 is a member of `r`; three operations were asked for.
 fn joined_shard() -> Shard {
@@ -294,4 +297,25 @@ fn a_connection_that_the_backend_does_not_know_joins_nothing() {
             "3: unsubscribe r"
         ]
     );
+}
+
+#[test]
+fn a_membership_is_stated_with_the_generation_that_it_began_in() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.ok(2, new_in(7));
+    let gap = |channel: &crate::backend::Name| crate::websocket::TextFrame::new(channel);
+    shard.instance.handle_restored(gap, 2, super::origin());
+    let mut stated = Vec::new();
+    while let Some(action) = shard.instance.poll_action() {
+        if let Action::Backend {
+            op: Op::Restore { members, .. },
+            ..
+        } = action
+        {
+            stated.extend(members);
+        }
+    }
+    assert_eq!(stated, [("r".into(), id(1), 7)]);
 }

@@ -478,3 +478,64 @@ fn patches_are_bounded() {
     );
     assert!(apply(Some("[1]"), r#"[{"op":"test","path":"/0","value":1.0}]"#, 9).is_ok());
 }
+
+#[test]
+fn what_moves_deeper_counts_as_what_is_copied_does() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let moved = |levels: usize, patch: &str| {
+        let base = format!(r#"{{"a":{},"b":{{"c":{{}}}}}}"#, nested(levels));
+        apply(Some(&base), patch, ANY_LENGTH).map(|_| ())
+    };
+    let deeper = r#"[{"op":"move","from":"/a","path":"/b/c/d"}]"#;
+    assert_eq!(moved(NESTING_MAX - 3, deeper), Ok(()));
+    let too_deep = Err(PatchError::TooDeep { max: NESTING_MAX });
+    assert_eq!(moved(NESTING_MAX - 2, deeper), too_deep);
+    let beside = r#"[{"op":"move","from":"/a","path":"/z"}]"#;
+    assert_eq!(moved(NESTING_MAX - 1, beside), Ok(()));
+    let copied = r#"[{"op":"copy","from":"/a","path":"/b/c/d"}]"#;
+    assert_eq!(moved(NESTING_MAX - 3, copied), Ok(()));
+    assert_eq!(moved(NESTING_MAX - 2, copied), too_deep);
+}
+
+#[test]
+fn as_much_as_is_allowed_may_be_copied_and_no_more() {
+    let text = "x".repeat(99);
+    let base = format!(r#"{{"a":"{text}"}}"#);
+    // Then taken away again: the limit is on what is carried, beside the one on the result.
+    let patch = r#"[{"op":"copy","from":"/a","path":"/b"},{"op":"remove","path":"/b"},
+        {"op":"copy","from":"/a","path":"/b"},{"op":"remove","path":"/b"}]"#;
+    assert_eq!(apply(Some(&base), patch, 200).as_ref(), Ok(&base));
+    assert_eq!(
+        apply(Some(&base), patch, 199),
+        Err(PatchError::TooLong { max: 199 })
+    );
+}
+
+#[test]
+fn what_moves_to_where_it_is_as_deep_is_not_counted() {
+    let text = "x".repeat(99);
+    let base = format!(r#"{{"a":"{text}"}}"#);
+    let there = r#"{"op":"move","from":"/a","path":"/b"}"#;
+    let back = r#"{"op":"move","from":"/b","path":"/a"}"#;
+    let patch = format!("[{there},{back},{there},{back}]");
+    assert_eq!(apply(Some(&base), &patch, 150), Ok(base));
+}
+
+#[test]
+fn what_is_added_deep_inside_counts_with_the_levels_around_it() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    // So many operations that they are applied to the value.
+    let added = |levels: usize| {
+        let one = format!(
+            r#"{{"op":"add","path":"/a/b/c","value":{}}}"#,
+            nested(levels)
+        );
+        let patch = format!("[{}]", vec![one; 9].join(","));
+        apply(Some(r#"{"a":{"b":{}}}"#), &patch, ANY_LENGTH).map(|_| ())
+    };
+    assert_eq!(added(NESTING_MAX - 3), Ok(()));
+    assert_eq!(
+        added(NESTING_MAX - 2),
+        Err(PatchError::TooDeep { max: NESTING_MAX })
+    );
+}
