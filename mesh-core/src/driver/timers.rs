@@ -198,6 +198,14 @@ impl Future for Ticker {
 }
 
 #[cfg(test)]
+impl Timers {
+    /// Deadlines that have not come.
+    pub(super) fn len(&self) -> usize {
+        self.state().due.len()
+    }
+}
+
+#[cfg(test)]
 mod models {
     use mesh_model::{block_on, check, join_all, thread, yield_now};
 
@@ -259,13 +267,5 @@ mod models {
             arms.join();
             ticker.join();
         });
-    }
-}
-
-#[cfg(test)]
-impl Timers {
-    /// Deadlines that have not come.
-    pub(super) fn len(&self) -> usize {
-        self.state().due.len()
     }
 }

@@ -38,6 +38,9 @@ const MISSED_PINGS_MAX: u32 = 1;
 pub(super) const SILENCE_MAX: Duration =
     Duration::from_secs(PING_TIMEOUT.as_secs() * (MISSED_PINGS_MAX as u64 + 1) + 1);
 
+/// A time that does not come.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
 /// What a client's second key of a document is higher by than its number.
 const OTHER_KEY: usize = 1_000;
 
@@ -98,7 +101,9 @@ impl Caller {
         for (k, record) in RECORDS.into_iter().enumerate() {
             clock.spawn(
                 node,
-                caller.clone().follow(record, (n + k).is_multiple_of(2)),
+                caller
+                    .clone()
+                    .follow(record, (n + k).is_multiple_of(2), FOREVER),
             );
         }
         clock.spawn(node, caller.clone().work(until));
@@ -263,8 +268,8 @@ impl Caller {
         }
     }
 
-    /// Versions come in order, and one of them is the same for everybody.
-    async fn follow(self, record: &'static str, patch: bool) {
+    /// Versions come in order, and one of them is the same for everybody; for so long.
+    async fn follow(self, record: &'static str, patch: bool, time: Duration) {
         let call = self.client.subscribe_record::<Value>(record);
         let call = if patch { call.patch() } else { call };
         let Ok(mut subscription) = call.await else {
@@ -278,7 +283,10 @@ impl Caller {
         self.hold(record, held);
         let since = self.world.now();
         self.seat(|seat| seat.listens.insert(record, since));
-        while let Some(update) = subscription.next().await {
+        let mut end = std::pin::pin!(self.sleep(time));
+        while let Either::Left((Some(update), _)) =
+            select(std::pin::pin!(subscription.next()), &mut end).await
+        {
             let update = match update {
                 Ok(update) => update,
                 Err(error) => {
@@ -299,6 +307,10 @@ impl Caller {
             };
             self.hold(record, held);
         }
+        self.seat(|seat| {
+            seat.listens.remove(record);
+            seat.held.remove(record);
+        });
     }
 
     fn hold(&self, record: &'static str, held: Held) {
@@ -387,13 +399,14 @@ impl Caller {
     /// Does whatever the dice say, until then.
     async fn work(self, until: Duration) {
         let mut side = None;
+        let mut pulse = Duration::ZERO;
         while self.world.now() < until {
             let clock = &self.world.clock;
             let pause = clock.between(Duration::ZERO, Duration::from_millis(700));
             self.sleep(pause).await;
             let clock = &self.world.clock;
             let room = ROOMS[usize::try_from(clock.below(3)).unwrap_or_default()];
-            match clock.below(20) {
+            match clock.below(22) {
                 0 => self.double().await,
                 1 | 2 => self.wait().await,
                 3 | 4 => self.join(room).await,
@@ -402,7 +415,7 @@ impl Caller {
                 8 => self.publish("news").await,
                 9 => self.publish("side").await,
                 10 => self.toggle(&mut side),
-                11 => self.write().await,
+                11 => self.write("doc").await,
                 12 => self.merge().await,
                 13 => self.count().await,
                 14 => self.announce().await,
@@ -414,6 +427,8 @@ impl Caller {
                     1 => self.join(VIP).await,
                     _ => self.shout(VIP).await,
                 },
+                19 => self.write("pulse").await,
+                20 => self.glance(&mut pulse),
                 _ => self.revoke().await,
             }
         }
@@ -609,8 +624,22 @@ impl Caller {
         }
     }
 
+    /// Follows a record for a moment, unless it does so already.
+    fn glance(&self, until: &mut Duration) {
+        let now = self.world.now();
+        if now < *until {
+            return;
+        }
+        let clock = &self.world.clock;
+        let time = clock.between(Duration::from_secs(1), Duration::from_secs(4));
+        // The answer may take as long as any.
+        *until = now + time + COMMAND_TIMEOUT + LATE_MAX;
+        let patch = clock.once_in(2);
+        clock.spawn(self.node, self.clone().follow("pulse", patch, time));
+    }
+
     /// Makes a value of any shape, by the client's own means or the application's.
-    async fn write(&self) {
+    async fn write(&self, name: &'static str) {
         let mark = self.world.mark();
         let value = match self.world.clock.below(8) {
             0 => json!({}),
@@ -622,8 +651,8 @@ impl Caller {
         };
         let called = self.world.now();
         let version = match self.world.clock.below(6) {
-            0 => {
-                let publish = self.client.publish_record_update("doc", &value);
+            0 if name == "doc" => {
+                let publish = self.client.publish_record_update(name, &value);
                 self.call("publish record", publish).await;
                 None
             }
@@ -633,13 +662,13 @@ impl Caller {
                     2 => How::Merge,
                     _ => How::Replace,
                 };
-                let record = "doc".to_owned();
+                let record = name.to_owned();
                 let write = Write { record, how, value };
                 self.command::<Option<u64>>("write", write).await.flatten()
             }
         };
         if let Some(version) = version {
-            self.world.expect_version("doc", version, called);
+            self.world.expect_version(name, version, called);
         }
     }
 

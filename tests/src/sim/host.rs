@@ -119,7 +119,7 @@ fn expose(world: &World, server: &MeshServer) {
     server
         .expose_room(VIP)
         .guard(move |_, _| std::future::ready(asked.state().is_vip_open));
-    for record in ["doc", "board", "count"] {
+    for record in ["doc", "board", "count", "pulse"] {
         server.expose_record(record);
     }
     server.expose_writable_record("doc");
