@@ -22,6 +22,10 @@ const REPAIR: Duration = Duration::from_secs(24);
 /// How long what is under way has at the end.
 const QUIET: Duration = Duration::from_secs(9);
 
+/// How long nothing happens at the end, and how often an instance may ask the store meanwhile: for the versions of its records.
+const IDLE: Duration = Duration::from_secs(3);
+const IDLE_OPERATIONS_MAX: u64 = 12;
+
 /// The longest that a server may keep a connection that is silent: an interval under way, one that is forgiven and one more, with its close.
 const DEAD_MAX: Duration = Duration::from_secs(PING_INTERVAL.as_secs() * 3 + 2);
 
@@ -139,7 +143,15 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
     }
     world.clock.run_until(plan.time);
     world.log("no more faults");
+    world.clock.run_until(plan.time + REPAIR + QUIET - IDLE);
+    let before = world.store.operations();
     world.clock.run_until(plan.time + REPAIR + QUIET);
+    let asked = world.store.operations() - before;
+    if asked > IDLE_OPERATIONS_MAX * plan.instances as u64 {
+        world.violation(format_args!(
+            "nothing happens, and the store was asked {asked} times"
+        ));
+    }
     judge(world);
 }
 

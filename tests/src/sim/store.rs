@@ -49,7 +49,9 @@ struct State {
     replica: Option<Data>,
     wires: BTreeMap<u64, Wire>,
     last: u64,
-    /// How many operations read every connection of the cluster.
+    /// How many operations there were.
+    operations: u64,
+    /// How many of them read every connection of the cluster.
     surveys: u64,
 }
 
@@ -189,6 +191,11 @@ impl SharedStore {
     /// What the store itself knows, for whoever compares.
     pub fn members(&self) -> BTreeSet<(Name, ConnectionId)> {
         self.state().data.members.clone()
+    }
+
+    /// How many operations took effect, each step of one that takes several.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
     }
 
     /// How often every connection of the cluster was read.
@@ -485,6 +492,7 @@ impl SharedStore {
         let State {
             data,
             wires,
+            operations,
             surveys,
             ..
         } = &mut *state;
@@ -510,6 +518,7 @@ impl SharedStore {
             drop(state);
             return self.break_wire(id);
         }
+        *operations += 1;
         *surveys += u64::from(matches!(op, Op::Connections | Op::AllConnectionMetadata));
         let mut what = format!("{instance}: {op:?}");
         what.truncate(what.floor_char_boundary(WORDS_MAX));
