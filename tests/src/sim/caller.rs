@@ -435,7 +435,10 @@ impl Caller {
                     _ => self.shout(VIP).await,
                 },
                 19 => self.write("pulse").await,
-                20 => self.glance(&mut pulse),
+                20 => {
+                    self.glance(&mut pulse);
+                    self.beside().await;
+                }
                 _ => self.revoke().await,
             }
         }
@@ -643,6 +646,26 @@ impl Caller {
         *until = now + time + COMMAND_TIMEOUT + LATE_MAX;
         let patch = clock.once_in(2);
         clock.spawn(self.node, self.clone().follow("pulse", patch, time));
+    }
+
+    /// What another client, mostly of another server, publishes while a subscription is answered counts as well.
+    async fn beside(&self) {
+        let other = {
+            let state = self.world.state();
+            state.seats[(self.n + 1) % state.seats.len()].client.clone()
+        };
+        for _ in 0..=self.world.clock.below(3) {
+            let called = self.world.now();
+            let write = Write {
+                record: "pulse".to_owned(),
+                how: How::Replace,
+                value: json!(self.world.mark()),
+            };
+            let version = other.command::<_, Option<u64>>("write", write).await;
+            if let Ok(Some(version)) = version {
+                self.world.expect_version("pulse", version, called);
+            }
+        }
     }
 
     /// Makes a value of any shape, by the client's own means or the application's.
