@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::host::{About, HISTORY, How, Message, Slow, Write};
+use super::host::{About, DRAIN, HISTORY, How, Message, Slow, Write};
 use super::world::{Belonging, Held, Mark, Seat, To, VIP, World};
 use super::{Clock, Node};
 
@@ -475,22 +475,27 @@ impl Caller {
                 Ok(told) if told != mark => {
                     self.violation(format_args!("the reply to {mark} is {told}"));
                 }
+                // A server that stops sends the replies first.
                 Err(ClientError::Disconnected) => {
-                    let state = self.world.state();
-                    let stopping = state.hosts[host].stopping_since;
-                    let is_handled = state.handled.contains(&mark);
-                    drop(state);
-                    // A server that stops sends the replies first.
-                    if is_handled
-                        && stopping.is_some_and(|since| since > began)
-                        && self.world.is_whole_since(began)
-                    {
-                        self.violation(format_args!("the reply to {mark} was not waited for"));
+                    let stopping = self.world.state().hosts[host].stopping_since;
+                    if stopping.is_some_and(|since| since > began) {
+                        self.expect_no_end(mark, began);
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    /// The handler of a command that had no reply does not come to its end while there was time to wait for it.
+    fn expect_no_end(&self, mark: Mark, began: Duration) {
+        let caller = self.clone();
+        self.world.clock.after(DRAIN, move || {
+            let is_handled = caller.world.state().handled.contains(&mark);
+            if is_handled && caller.world.is_whole_since(began) {
+                caller.violation(format_args!("the reply to {mark} was not waited for"));
+            }
+        });
     }
 
     fn believe(&self, room: &'static str, belonging: Belonging) {

@@ -22,6 +22,9 @@ const REPAIR: Duration = Duration::from_secs(24);
 /// How long what is under way has at the end.
 const QUIET: Duration = Duration::from_secs(9);
 
+/// The latest that a server begins.
+const LATE_MAX: Duration = Duration::from_secs(3);
+
 /// How long nothing happens at the end, and how often an instance may ask the store meanwhile: for the versions of its records.
 const IDLE: Duration = Duration::from_secs(3);
 const IDLE_OPERATIONS_MAX: u64 = 12;
@@ -132,6 +135,11 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
     for n in 0..plan.instances {
         let host = Host::start(world, n);
         world.state().hosts.push(host);
+    }
+    if world.clock.once_in(3) {
+        // Clients come before their server does.
+        let late = world.clock.between(Duration::ZERO, LATE_MAX);
+        die(world, 0, late);
     }
     for n in 0..plan.clients {
         Caller::begin(world, n, n % plan.instances, plan.time + REPAIR);
