@@ -37,9 +37,35 @@ mod schedule;
 pub mod sync;
 
 pub use clock::{Clock, Sleep};
-pub use schedule::{Thread, block_on, check, thread, yield_now};
+pub use schedule::{block_on, check, yield_now};
 
-use std::future::Future;
+use std::{fmt, future::Future};
+
+/// A thread of a model.
+pub struct Thread<T>(schedule::JoinHandle<T>);
+
+impl<T: 'static> Thread<T> {
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// It did.
+    pub fn join(self) -> T {
+        self.0
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl<T> fmt::Debug for Thread<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Thread").finish_non_exhaustive()
+    }
+}
+
+/// Starts a thread of a model.
+pub fn thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
+    Thread(schedule::spawn(run))
+}
 
 /// Waits for the end of all of them.
 ///

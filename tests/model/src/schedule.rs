@@ -1,14 +1,15 @@
 //! Schedules by shuttle.
 
 use std::{
-    cell::Cell, env, fmt, future::Future, num::ParseIntError, str::FromStr, sync::Arc,
-    time::Duration,
+    cell::Cell, env, future::Future, num::ParseIntError, str::FromStr, sync::Arc, time::Duration,
 };
 
 use shuttle::{
     Config, MaxSteps, Runner,
     scheduler::{PctScheduler, RandomScheduler, ReplayScheduler, Scheduler},
 };
+
+pub(crate) use shuttle::thread::{JoinHandle, spawn};
 
 /// Preemptions at chosen points, in the half of the schedules that has few of them: most faults need no more.
 const PREEMPTIONS: usize = 3;
@@ -82,32 +83,6 @@ fn run<F: Fn() + Send + Sync + 'static>(scheduler: impl Scheduler + 'static, bod
     IN_MODEL.set(true);
     let _scheduled = Scheduled;
     Runner::new(scheduler, config).run(move || body());
-}
-
-/// A thread of a model.
-pub struct Thread<T>(shuttle::thread::JoinHandle<T>);
-
-impl<T: 'static> Thread<T> {
-    /// Waits for its end.
-    ///
-    /// # Panics
-    /// It did.
-    pub fn join(self) -> T {
-        self.0
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl<T> fmt::Debug for Thread<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Thread").finish_non_exhaustive()
-    }
-}
-
-/// Starts a thread of a model.
-pub fn thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
-    Thread(shuttle::thread::spawn(run))
 }
 
 /// Runs a future to its end on this thread of a model.

@@ -1,7 +1,6 @@
 //! No schedules: threads, as Miri runs them.
 
 use std::{
-    fmt,
     future::Future,
     pin::pin,
     sync::{
@@ -11,35 +10,11 @@ use std::{
     task::{Context, Poll, Wake, Waker},
 };
 
+pub(crate) use std::thread::{JoinHandle, spawn};
+
 /// Runs `body` once: the schedules are Miri's (`-Zmiri-many-seeds`).
 pub fn check(_schedules: usize, body: impl Fn() + Send + Sync + 'static) {
     body();
-}
-
-/// A thread of a model.
-pub struct Thread<T>(std::thread::JoinHandle<T>);
-
-impl<T> Thread<T> {
-    /// Waits for its end.
-    ///
-    /// # Panics
-    /// It did.
-    pub fn join(self) -> T {
-        self.0
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    }
-}
-
-impl<T> fmt::Debug for Thread<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Thread").finish_non_exhaustive()
-    }
-}
-
-/// Starts a thread of a model.
-pub fn thread<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Thread<T> {
-    Thread(std::thread::spawn(run))
 }
 
 /// Runs a future to its end on this thread of a model.
@@ -71,5 +46,5 @@ pub fn yield_now() {
 }
 
 pub(crate) fn detached(future: impl Future<Output = ()> + Send + 'static) {
-    drop(thread(|| block_on(future)));
+    drop(spawn(|| block_on(future)));
 }
