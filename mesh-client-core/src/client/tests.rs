@@ -1052,33 +1052,32 @@ fn what_is_sent_may_be_as_long_as_allowed_and_no_longer() {
     }
 }
 
+/// Joins a room of its own with each token.
+fn join(bench: &mut Bench, tokens: impl IntoIterator<Item = u32>) {
+    for token in tokens {
+        let room = format!("r{token}");
+        bench.client.handle_join(token, &room, bench.now);
+    }
+}
+
 #[test]
 fn requests_take_room_in_the_queue_while_they_wait() {
     let mut bench = Bench::new(|config| config.queue_commands_max = 2);
     bench.client.handle_connect(0, bench.now);
     bench.actions();
-    for token in 1..=3 {
-        let room = format!("r{token}");
-        bench.client.handle_join(token, &room, bench.now);
-    }
+    join(&mut bench, 1..=3);
     assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)]);
 
     let one = r#"mesh/join-room{"roomName":"r1"}"#.len();
     let mut bench = Bench::new(|config| config.queue_bytes_max = 2 * one);
     bench.client.handle_connect(0, bench.now);
     bench.actions();
-    for token in 1..=3 {
-        let room = format!("r{token}");
-        bench.client.handle_join(token, &room, bench.now);
-    }
+    join(&mut bench, 1..=3);
     assert_eq!(bench.outcomes(), [(3, Outcome::QueueFull)]);
     // Whatever was sent waits no more.
     bench.client.handle_socket_opened(1, bench.now);
     assert_eq!(bench.outcomes(), [(0, Outcome::Connected)]);
-    for token in 4..9 {
-        let room = format!("r{token}");
-        bench.client.handle_join(token, &room, bench.now);
-    }
+    join(&mut bench, 4..9);
     assert_eq!(bench.outcomes(), []);
 }
 

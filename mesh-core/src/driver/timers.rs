@@ -207,10 +207,17 @@ impl Timers {
 
 #[cfg(test)]
 mod models {
-    use mesh_model::{block_on, check, join_all, thread, yield_now};
+    use mesh_model::{Thread, block_on, check, join_all, thread, yield_now};
 
     use super::*;
     use crate::driver::models::World;
+
+    /// Timers, and the thread that serves them.
+    fn ticking(world: &World) -> (Arc<Timers>, Thread<()>) {
+        let timers = Arc::new(Timers::new(world.now()));
+        let ticker = Ticker::new(Arc::clone(&timers), Arc::new(world.clone()));
+        (timers, thread(|| block_on(ticker)))
+    }
 
     fn arm(timers: &Timers, number: u64, from: Option<Tick>, to: Tick) {
         timers.rearm(number, Due::Shard(Weak::new(), 0), from, Some(to));
@@ -225,11 +232,7 @@ mod models {
     fn a_deadline_is_served_in_its_time_whatever_was_armed_before() {
         check(400, || {
             let world = World::default();
-            let timers = Arc::new(Timers::new(world.now()));
-            let ticker = {
-                let ticker = Ticker::new(Arc::clone(&timers), Arc::new(world.clone()));
-                thread(|| block_on(ticker))
-            };
+            let (timers, ticker) = ticking(&world);
             let armed = [(1, 50), (2, 60)].map(|(number, far)| {
                 let timers = Arc::clone(&timers);
                 thread(move || {
@@ -254,11 +257,7 @@ mod models {
     fn the_end_of_the_timers_ends_the_ticker() {
         check(400, || {
             let world = World::default();
-            let timers = Arc::new(Timers::new(world.now()));
-            let ticker = {
-                let ticker = Ticker::new(Arc::clone(&timers), Arc::new(world.clone()));
-                thread(|| block_on(ticker))
-            };
+            let (timers, ticker) = ticking(&world);
             let arms = {
                 let timers = Arc::clone(&timers);
                 thread(move || arm(&timers, 1, None, 5))
