@@ -1,6 +1,6 @@
 //! The clients of a simulated cluster: what they do, and what they hold the servers to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,9 +57,7 @@ pub(super) struct Caller {
 impl Caller {
     /// A client of a host, and all that it does until then.
     pub(super) fn begin(world: &World, n: usize, host: usize, until: Duration) {
-        let node = world.clock.node();
-        let drift = i32::try_from(world.clock.below(400)).unwrap_or_default() - 200;
-        let runtime = world.clock.runtime(node, drift);
+        let (node, runtime) = world.process();
         let url = format!("ws://host{host}.test/?user={n}");
         let built = MeshClient::builder(&url)
             .backoff(Duration::from_millis(300), Duration::from_secs(2))
@@ -78,7 +76,7 @@ impl Caller {
             lost_at: None,
             rooms: BTreeMap::new(),
             listens: BTreeMap::new(),
-            heard: std::collections::BTreeSet::new(),
+            heard: BTreeSet::new(),
             held: BTreeMap::new(),
         });
         let caller = Self {

@@ -14,7 +14,7 @@ use super::host::{DRAIN, Host, PING_INTERVAL, QUEUE_BYTES_MAX};
 use super::judge::judge;
 use super::schedule::{Fault, Plan, Schedule};
 use super::world::{DELIVERY_MAX, RECOVERY_MAX, VIOLATION, World};
-use super::{Cable, Clock, Conditions, LEASE, Network, Node, SharedStore};
+use super::{Cable, Clock, Conditions, LEASE, Network, Node, Pipe, SharedStore};
 
 /// How long clients work on behind the last fault, until everything must be as it should.
 const REPAIR: Duration = Duration::from_secs(24);
@@ -343,21 +343,31 @@ fn restart(world: &World, n: usize, down: Duration) {
     });
 }
 
-const HANDSHAKE: &str = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const HANDSHAKE: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 
+/// A cable to a host, if anybody listens there.
+fn dial(world: &World, host: usize) -> Option<Pipe> {
+    let name = world.state().hosts[host].name.clone();
+    world.network.dial(&name).ok()
+}
+
+/// Says this and hears whatever comes, until the end.
+async fn say(mut pipe: Pipe, said: Vec<u8>) {
+    let _ = poll_fn(|cx| pipe.poll_write(cx, &said)).await;
+    let mut buffer = [0; 1024];
+    while matches!(poll_fn(|cx| pipe.poll_read(cx, &mut buffer)).await, Ok(1..)) {}
+}
+
 /// Speaks no WebSocket in the packet of the handshake; the server says no more to it, and lives.
-fn garbage(world: &World, n: usize) {
-    let host = world.state().hosts[n].name.clone();
-    let Ok(mut pipe) = world.network.dial(&host) else {
+fn garbage(world: &World, host: usize) {
+    let Some(pipe) = dial(world, host) else {
         return;
     };
     let (world, began) = (world.clone(), world.now());
     world.clone().clock.spawn(world.clock.node(), async move {
-        let said = [HANDSHAKE.as_bytes(), &[0xff; 4]].concat();
-        let _ = poll_fn(|cx| pipe.poll_write(cx, &said)).await;
-        let mut buffer = [0; 1024];
-        while matches!(poll_fn(|cx| pipe.poll_read(cx, &mut buffer)).await, Ok(1..)) {}
+        say(pipe, [HANDSHAKE, &[0xff; 4]].concat()).await;
         if world.now() > began + LEASE && world.is_whole_since(began) {
             world.violation("who speaks no WebSocket is kept");
         }
@@ -365,17 +375,12 @@ fn garbage(world: &World, n: usize) {
 }
 
 /// Comes, and is gone without a word before long.
-fn visit(world: &World, n: usize, stay: Duration) {
-    let host = world.state().hosts[n].name.clone();
-    let Ok(mut pipe) = world.network.dial(&host) else {
+fn visit(world: &World, host: usize, stay: Duration) {
+    let Some(pipe) = dial(world, host) else {
         return;
     };
     let node = world.clock.node();
-    world.clock.spawn(node, async move {
-        let _ = poll_fn(|cx| pipe.poll_write(cx, HANDSHAKE.as_bytes())).await;
-        let mut buffer = [0; 1024];
-        while matches!(poll_fn(|cx| pipe.poll_read(cx, &mut buffer)).await, Ok(1..)) {}
-    });
+    world.clock.spawn(node, say(pipe, HANDSHAKE.to_vec()));
     let clock = world.clock.clone();
     world.clock.after(stay, move || clock.kill(node));
 }

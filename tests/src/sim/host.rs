@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_core::driver::{
-    Accept, CommandError, Context, Membership, MeshServer, Pattern, Refusal, Runtime,
-    UpgradeRequest,
+    Accept, CommandError, Context, Membership, MeshServer, Refusal, Runtime, UpgradeRequest,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Node;
+use super::caller::{RECORDS, ROOMS};
 use super::world::{Mark, VIP, World};
 
 /// How many messages the channels keep.
@@ -76,11 +76,9 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn start(world: &World, n: usize) -> Self {
-        let node = world.clock.node();
-        let drift = i32::try_from(world.clock.below(400)).unwrap_or_default() - 200;
+        let (node, runtime) = world.process();
         let backend = world.store.backend();
         let wire = backend.wire();
-        let runtime = world.clock.runtime(node, drift);
         let server = MeshServer::builder()
             .backend(backend)
             .ping_interval(PING_INTERVAL)
@@ -112,14 +110,14 @@ fn expose(world: &World, server: &MeshServer) {
     for channel in ["news", "side"] {
         server.expose_channel(channel);
     }
-    for room in ["r0", "r1", "r2"] {
+    for room in ROOMS {
         server.expose_room(room);
     }
     let asked = world.clone();
     server
         .expose_room(VIP)
         .guard(move |_, _| std::future::ready(asked.state().is_vip_open));
-    for record in ["doc", "board", "count", "pulse"] {
+    for record in RECORDS.into_iter().chain(["pulse"]) {
         server.expose_record(record);
     }
     server.expose_writable_record("doc");
@@ -128,7 +126,6 @@ fn expose(world: &World, server: &MeshServer) {
     server
         .expose_record("secret")
         .guard(|_, _| std::future::ready(false));
-    server.expose_room_metadata(Pattern::exact("r0"));
 }
 
 fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {

@@ -143,8 +143,7 @@ fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
             let Some(local) = server.connections().local(id) else {
                 continue;
             };
-            let (asked, room) = (server.clone(), Arc::clone(room));
-            let in_room = Arc::clone(&room);
+            let (asked, in_room) = (server.clone(), Arc::clone(room));
             let told = ask(
                 world,
                 async move { asked.is_in_room(&in_room, &local).await },

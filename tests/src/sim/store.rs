@@ -546,7 +546,7 @@ impl SharedStore {
             op => data.apply(&instance, op, now),
         };
         let answer = joined(answer, reply);
-        // What is left is under way behind it, and what was sent later behind that.
+        // What is left is under way behind it, and what is sent from now on behind that.
         let arrival = if steps.is_empty() {
             wire.replies_until = wire.replies_until.max(now + latency);
             wire.replies_until

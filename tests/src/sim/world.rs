@@ -6,10 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_client_core::driver::MeshClient;
+use mesh_core::driver::Runtime;
 use serde_json::Value;
 
 use super::host::Host;
-use super::{Clock, Network, SharedStore};
+use super::{Clock, Network, Node, SharedStore};
+
+/// How much too fast or too slow a process' clock may be, in parts of a million.
+const DRIFT_PPM_MAX: i32 = 200;
 
 /// How long a message may be on its way while nothing is broken.
 pub(super) const DELIVERY_MAX: Duration = Duration::from_secs(2);
@@ -47,7 +51,7 @@ pub(super) struct State {
     /// When a failover lost what was written last.
     pub failed_over: Option<Duration>,
     /// The values of records by version, since the last failover.
-    pub values: BTreeMap<(String, u64), Option<Value>>,
+    pub values: BTreeMap<(&'static str, u64), Option<Value>>,
     /// Whether the guard of [`VIP`] says yes.
     pub is_vip_open: bool,
     /// When it last began to.
@@ -157,6 +161,16 @@ impl World {
         self.clock.now()
     }
 
+    /// One more process, with a clock of its own.
+    pub(super) fn process(&self) -> (Node, Arc<dyn Runtime>) {
+        let node = self.clock.node();
+        let drift = self
+            .clock
+            .below(2 * u64::from(DRIFT_PPM_MAX.unsigned_abs()));
+        let drift = i32::try_from(drift).unwrap_or_default() - DRIFT_PPM_MAX;
+        (node, self.clock.runtime(node, drift))
+    }
+
     pub(super) fn mark(&self) -> Mark {
         let mut state = self.state();
         state.marks += 1;
@@ -245,10 +259,9 @@ impl World {
         if state.failed_over.is_some_and(|at| now < at + RECOVERY_MAX) {
             return; // Versions of a history that is over may still be under way.
         }
-        let key = (record.to_owned(), held.version);
         let known = state
             .values
-            .entry(key)
+            .entry((record, held.version))
             .or_insert_with(|| held.value.clone());
         let (differs, known) = (*known != held.value, known.clone());
         drop(state);
