@@ -14,6 +14,7 @@ use crate::{
     Builder, ConnectError, Stats,
     config::Config,
     driver::Driver,
+    keys::Partition,
     link::{Link, LinkConfig},
     ops, random, runtime,
     shared::Shared,
@@ -105,6 +106,10 @@ impl Backend for RedisBackend {
 
     fn reserves(&self, channel: &str) -> bool {
         self.shared.keys.is_reserved(channel)
+    }
+
+    fn partition(&self, name: &str) -> Option<u64> {
+        Some(Partition::of(name).number().into())
     }
 }
 

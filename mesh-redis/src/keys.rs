@@ -30,7 +30,7 @@ impl Partition {
         (0..PARTITIONS).map(Self)
     }
 
-    /// The number, for spans.
+    /// The number, for spans and for who keeps things together.
     pub(crate) fn number(self) -> u16 {
         self.0
     }

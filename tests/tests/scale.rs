@@ -20,6 +20,9 @@ const ENTRIES_PER_OPERATION: usize = 4_096;
 /// How many machines an instance has.
 const SHARDS: u64 = 16;
 
+/// Partitions of Redis' keys.
+const PARTITIONS: u64 = 128;
+
 /// A cluster with so many instances, of which the first few have so many members of a room each.
 fn with_members(instances: usize, holders: usize, each: usize) -> (Cluster, Vec<ConnectionId>) {
     let mut cluster = Cluster::new(instances);
@@ -250,6 +253,31 @@ fn what_an_instance_states_again_does_not_depend_on_the_others() {
 }
 
 #[test]
+fn what_an_instance_states_again_is_few_commands_however_much_it_is() {
+    const EACH: usize = 8_000;
+    let (mut cluster, members) = with_members(2, 2, EACH);
+    for (number, id) in members.iter().enumerate() {
+        cluster.join(&format!("room:{}", number / 4).into(), id);
+    }
+    let cost = cluster.cost(Cluster::lose_data);
+    // To register, with a thousand rooms to listen to; what it had, connections and memberships; and to settle.
+    let topics = (EACH / 2).div_ceil(512) as u64;
+    let registering = 1 + PARTITIONS + topics + 1;
+    // The shard of the large room takes two operations more, each of which may touch all of its partitions.
+    let room = EACH.div_ceil(512) as u64;
+    let more = 2 * (PARTITIONS / SHARDS + 1);
+    let stating = 2 * PARTITIONS + room + more;
+    let settling = 2 * PARTITIONS + 1;
+    for (instance, commands) in &cost.commands_of {
+        let most = registering + stating + settling;
+        assert!(
+            *commands <= most,
+            "{instance}: {commands} commands, {most} at most"
+        );
+    }
+}
+
+#[test]
 fn commands_are_counted_as_mesh_redis_sends_them() {
     const CONNECTIONS: usize = 700;
     let redis = Redis::start();
@@ -265,6 +293,10 @@ fn commands_are_counted_as_mesh_redis_sends_them() {
         let connections: Vec<_> = (0..CONNECTIONS)
             .map(|number| ConnectionId::new(format!("a.{number}")))
             .collect();
+        for id in &connections {
+            let partition = redis::partition(id.as_str());
+            assert_eq!(backend.partition(id.as_str()), Some(partition), "{id}");
+        }
         let rooms = |number: usize| [room(), format!("room:{}", number % 40).into()];
         let members: Vec<(Name, ConnectionId)> = connections
             .iter()

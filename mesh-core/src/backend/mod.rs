@@ -57,6 +57,14 @@ pub trait Backend: Send + Sync + 'static {
         let _ = channel;
         false
     }
+
+    /// In which part of the store is what has this name: a room, a connection or a record? The server keeps together what is in one
+    /// partition, so that what it asks for in batches, such as [`Op::Restore`] and [`Op::RecordVersions`], is in few partitions each. A name
+    /// is always in the same one; they are best of one size. Default: `None`, the store has no partitions, or none that matter.
+    fn partition(&self, name: &str) -> Option<u64> {
+        let _ = name;
+        None
+    }
 }
 
 /// So that whoever builds a server keeps a handle of its backend, for the numbers that it tells.
@@ -75,6 +83,10 @@ impl<B: Backend + ?Sized> Backend for Arc<B> {
 
     fn reserves(&self, channel: &str) -> bool {
         (**self).reserves(channel)
+    }
+
+    fn partition(&self, name: &str) -> Option<u64> {
+        (**self).partition(name)
     }
 }
 
@@ -101,10 +113,14 @@ mod tests {
         fn reserves(&self, channel: &str) -> bool {
             channel == "its own"
         }
+
+        fn partition(&self, name: &str) -> Option<u64> {
+            Some(name.len() as u64)
+        }
     }
 
     #[test]
-    fn a_shared_backend_reserves_what_the_backend_reserves() {
+    fn a_shared_backend_says_of_names_what_the_backend_says() {
         let shared: Arc<dyn Backend> = Arc::new(Picky);
         assert_eq!(shared.name(), "picky");
         assert_eq!(
@@ -116,7 +132,10 @@ mod tests {
             ["its own", "another"].map(|channel| Backend::reserves(&shared, channel)),
             [true, false]
         );
+        assert_eq!(Arc::clone(&shared).partition("four"), Some(4));
+        assert_eq!(Backend::partition(&shared, "four"), Some(4));
         let memory = MemoryCluster::new().backend();
         assert!(!memory.reserves("its own"), "by default none is");
+        assert_eq!(memory.partition("four"), None, "by default there are none");
     }
 }

@@ -235,8 +235,12 @@ impl Inner {
     }
 
     pub(super) fn shard_of(&self, key: &str) -> usize {
-        // The low bits choose the bucket in a shard's tables, so the high ones choose the shard.
-        (self.hasher.hash(key) >> 32) as usize % SHARDS
+        // A partition of the backend is in one shard, so that what the shard asks for in batches takes few requests there. Whoever chooses
+        // names by that can crowd a shard, as he can crowd a room or the partition itself; the tables in it are keyed. Where there are no
+        // partitions: the low bits of the hash choose the bucket in those tables, so the high ones choose the shard.
+        let partition = self.backend.partition(key);
+        let of = partition.unwrap_or_else(|| self.hasher.hash(key) >> 32);
+        (of % SHARDS as u64) as usize
     }
 
     pub(super) fn lock_shard(&self, index: usize) -> MutexGuard<'_, Shard> {

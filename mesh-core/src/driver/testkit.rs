@@ -728,7 +728,7 @@ impl Gate {
     }
 }
 
-/// A memory backend that stalls or fails on demand, by the names of operations.
+/// A memory backend that stalls or fails on demand, by the names of operations. What is called `partition:7:…` is in partition 7.
 pub(super) struct Moody {
     inner: Arc<MemoryBackend>,
     mood: Mood,
@@ -868,5 +868,13 @@ impl Backend for Moody {
 
     fn reserves(&self, channel: &str) -> bool {
         channel.starts_with("moody:")
+    }
+
+    fn partition(&self, name: &str) -> Option<u64> {
+        name.strip_prefix("partition:")?
+            .split(':')
+            .next()?
+            .parse()
+            .ok()
     }
 }

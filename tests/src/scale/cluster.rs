@@ -37,7 +37,6 @@ type Machine = Instance<(), ()>;
 /// One server without what does nothing for its costs: sockets, tasks, time.
 struct Server {
     id: InstanceId,
-    hasher: Seeded,
     shards: Vec<Machine>,
     /// What the backend has taken for it, and takes again when the store is back.
     topics: BTreeSet<Topic>,
@@ -60,15 +59,10 @@ impl Server {
             })
         });
         Self {
-            hasher,
             shards: shards.collect(),
             id: InstanceId::new(format!("{:016x}", random.next_u64())),
             topics: BTreeSet::new(),
         }
-    }
-
-    fn shard_of(&self, key: &str) -> usize {
-        (self.hasher.hash(key) >> 32) as usize % SHARDS
     }
 
     fn connections(&self) -> Vec<ConnectionId> {
@@ -81,6 +75,11 @@ impl Server {
         let shards = self.shards.iter();
         shards.flat_map(|shard| shard.rooms_of(id)).collect()
     }
+}
+
+/// The shard of a key, as a server has it whose backend is `mesh-redis`.
+fn shard_of(key: &str) -> usize {
+    redis::partition(key) as usize % SHARDS
 }
 
 fn seed(random: &mut ChaCha12Rng) -> [u8; 32] {
@@ -362,8 +361,7 @@ impl Cluster {
 
     /// Lets the shard of a key do something.
     fn act(&mut self, server: usize, key: &str, act: impl FnOnce(&mut Machine, Instant)) {
-        let shard = self.servers[&server].shard_of(key);
-        self.act_on(server, shard, act);
+        self.act_on(server, shard_of(key), act);
     }
 
     fn act_on(&mut self, server: usize, shard: usize, act: impl FnOnce(&mut Machine, Instant)) {

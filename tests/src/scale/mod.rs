@@ -151,7 +151,7 @@ impl Case {
                 "1; a message to each instance with members, and 2 there, to forget them and to stop listening; 512 members a command"
             }
             Self::Loss => {
-                "each instance its own: 1 for 4 096 entries of a shard, and 1 to settle; commands: 1 for 512 entries of one shard and partition, of which there are 4 096"
+                "each instance its own: 1 for 4 096 entries of a shard, and 1 to settle; commands: 1 for 512 connections or memberships of a partition"
             }
             Self::Crash => {
                 "no machine asks for anything; a heartbeat of each survivor; one of them cleans up: at least 385, and 2 for 1 000 entries of a partition"

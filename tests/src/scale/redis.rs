@@ -14,7 +14,7 @@ const BATCH: usize = 512;
 const PAGE: usize = 1_000;
 
 /// The partition of a room, connection or record.
-fn partition(name: &str) -> u64 {
+pub fn partition(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -137,6 +137,24 @@ fn subscribers_are_told_of_the_gap_and_everything_is_stated_before_it_is_settled
 }
 
 #[test]
+fn what_is_in_one_partition_of_the_backend_is_stated_together() {
+    let world = World::new();
+    for room in 0..40 {
+        // Fewer shards than partitions: 5 and 21 share one.
+        let room = format!("partition:{}:{room}", [5, 21][room % 2]);
+        let ann = ConnectionId::new(world.ann.id.as_str());
+        on!(world, one, |s| s.add_to_room(&room, ann)).unwrap();
+    }
+    world.mood.lose();
+    world.sim.run();
+    world.mood.take_asked();
+    world.mood.restore();
+    world.sim.run();
+    // The connection itself is wherever its id is.
+    assert_eq!(world.mood.take_asked(), ["Restore", "Restore", "Settle"]);
+}
+
+#[test]
 fn a_restoration_that_fails_settles_nothing_and_the_next_return_begins_anew() {
     let world = World::new();
     world.mood.failing.lock().unwrap().push("Restore");
