@@ -1,10 +1,11 @@
 //! Clusters in simulated time, by seeds: whatever breaks, nobody is told anything false, and afterwards all agree.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use mesh_tests::sim::{Plan, Report, shrink, simulate};
+use mesh_tests::sim::{Plan, Report, Trap, shrink, simulate};
 
 /// Runs of this many seeds; one that fails says which, with how little broken it fails, and what happened before.
 const SEEDS: u64 = 2_000;
@@ -25,6 +26,7 @@ fn words(seed: u64, report: &Report) -> String {
 #[test]
 fn a_cluster_keeps_its_promises_whatever_breaks() {
     let (next, answered) = (AtomicU64::new(0), AtomicU64::new(0));
+    let met = Mutex::<(BTreeSet<_>, BTreeSet<_>)>::default();
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -37,6 +39,9 @@ fn a_cluster_keeps_its_promises_whatever_breaks() {
                 panic!("{}", words(seed, &shrink(seed, PLAN)));
             }
             answered.fetch_add(report.answered as u64, Ordering::Relaxed);
+            let mut met = met.lock().unwrap();
+            met.0.extend(report.asked);
+            met.1.extend(report.trapped);
         }
     };
     thread::scope(|scope| {
@@ -46,6 +51,14 @@ fn a_cluster_keeps_its_promises_whatever_breaks() {
     });
     // They are at work, and not only waiting for what is broken.
     assert!(answered.into_inner() > SEEDS * 100);
+    let (asked, trapped) = met.into_inner().unwrap();
+    assert!(asked.len() > 20, "{asked:?}");
+    for operation in asked {
+        for trap in [Trap::Request, Trap::Reply] {
+            let both = (operation.clone(), trap);
+            assert!(trapped.contains(&both), "no wire broke over {both:?}");
+        }
+    }
 }
 
 #[test]
@@ -71,5 +84,5 @@ fn a_schedule_is_over_with_its_time_and_has_faults_of_each_kind() {
             kinds.insert(words.split(' ').next().unwrap_or_default().to_owned());
         }
     }
-    assert_eq!(kinds.len(), 11, "{kinds:?}");
+    assert_eq!(kinds.len(), 13, "{kinds:?}");
 }

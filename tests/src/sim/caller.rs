@@ -1,26 +1,29 @@
 //! The clients of a simulated cluster: what they do, and what they hold the servers to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::IntoFuture;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_channel::oneshot;
-use futures_util::future::{Either, join, select};
+use futures_util::future::{BoxFuture, Either, join, select};
 use mesh_client_core::Status;
 use mesh_client_core::driver::{
-    ChannelEvent, ClientError, Loss, MeshClient, RecordChange, Subscription,
+    ChannelEvent, ClientError, ConnectError, ConnectRequest, Connector, Loss, MeshClient,
+    RecordChange, Subscription,
 };
-use mesh_core::driver::{CloseCode, Runtime};
+use mesh_core::driver::{CloseCode, Runtime, Socket};
 use mesh_core::protocol::codes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::host::{About, DRAIN, HISTORY, How, Message, Slow, Write};
-use super::world::{Belonging, Held, Mark, Seat, To, VIP, World};
+use super::host::{About, DRAIN, HISTORY, How, Message, Several, Slow, Write};
+use super::world::{Belonging, Held, Mark, STAFF, Seat, To, VIP, World};
 use super::{Clock, Node};
 
+pub(super) const CHANNELS: [&str; 2] = ["news", "side"];
 pub(super) const ROOMS: [&str; 3] = ["r0", "r1", "r2"];
 pub(super) const RECORDS: [&str; 3] = ["doc", "board", "count"];
 
@@ -38,11 +41,87 @@ const MISSED_PINGS_MAX: u32 = 1;
 pub(super) const SILENCE_MAX: Duration =
     Duration::from_secs(PING_TIMEOUT.as_secs() * (MISSED_PINGS_MAX as u64 + 1) + 1);
 
+/// How many messages of a channel are told with a subscription.
+const RECALLED: usize = 5;
+
+/// How long until somebody who was not let in asks again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where clients connect: one of the hosts is behind it.
+const CLUSTER: &str = "cluster.test";
+
 /// A time that does not come.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 /// What a client's second key of a document is higher by than its number.
 const OTHER_KEY: usize = 1_000;
+
+/// Calls that the client puts through by itself, whatever becomes of a connection.
+const PUT_THROUGH: [&str; 8] = [
+    "join",
+    "join vip",
+    "leave",
+    "metadata",
+    "secret record",
+    "secret room",
+    "subscribe",
+    "subscribe record",
+];
+
+/// Calls that may concern connections of another instance.
+const ASKED_ELSEWHERE: [&str; 3] = ["close", "revoke", "tag"];
+
+/// Is it an error that a call may end with while nothing is broken? Whether there was a reason for it is found out elsewhere.
+fn is_answer(what: &str, error: &ClientError) -> bool {
+    match error {
+        ClientError::Command(error) => matches!(
+            (what, error.code()),
+            ("constructor", codes::ENOTFOUND) | ("refuse", "ENO") | ("tag", codes::ESERVER)
+        ),
+        ClientError::NotExposed(_) => {
+            ["join vip", "metadata", "secret record", "secret room"].contains(&what)
+        }
+        error => *error == ClientError::Disconnected,
+    }
+}
+
+/// What is told of the history of a channel.
+#[derive(Deserialize)]
+struct History {
+    history: Vec<String>,
+}
+
+/// Connects a client with the host that it had, or now and then with another, as what stands before a cluster does.
+struct Balancer {
+    world: World,
+    network: Arc<dyn Connector>,
+    n: usize,
+}
+
+impl Connector for Balancer {
+    fn connect(
+        &self,
+        mut request: ConnectRequest,
+    ) -> BoxFuture<'_, Result<Box<dyn Socket>, ConnectError>> {
+        let is_first = self.world.state().seats[self.n].losses == 0;
+        if !is_first && self.world.clock.once_in(3) {
+            let hosts = self.world.state().hosts.len() as u64;
+            let host = self.world.clock.below(hosts);
+            self.world.state().seats[self.n].host = host as usize;
+        }
+        let host = self.world.state().seats[self.n].host;
+        request.url = request.url.replace(CLUSTER, &format!("host{host}.test"));
+        self.network.connect(request)
+    }
+}
+
+impl fmt::Debug for Balancer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balancer")
+            .field("n", &self.n)
+            .finish_non_exhaustive()
+    }
+}
 
 /// One client at work.
 #[derive(Clone)]
@@ -58,13 +137,18 @@ impl Caller {
     /// A client of a host, and all that it does until then.
     pub(super) fn begin(world: &World, n: usize, host: usize, until: Duration) {
         let (node, runtime) = world.process();
-        let url = format!("ws://host{host}.test/?user={n}");
+        let url = format!("ws://{CLUSTER}/?user={n}");
+        let balancer = Balancer {
+            world: world.clone(),
+            network: world.network.connector(),
+            n,
+        };
         let built = MeshClient::builder(&url)
             .backoff(Duration::from_millis(300), Duration::from_secs(2))
             .command_timeout(COMMAND_TIMEOUT)
             .ping_timeout(PING_TIMEOUT)
             .max_missed_pings(MISSED_PINGS_MAX)
-            .build_on(Arc::clone(&runtime), world.network.connector());
+            .build_on(Arc::clone(&runtime), Arc::new(balancer));
         let client = match built {
             Ok(client) => client,
             Err(error) => return world.violation(format_args!("client {n}: {error}")),
@@ -74,6 +158,7 @@ impl Caller {
             host,
             online_since: None,
             lost_at: None,
+            losses: 0,
             rooms: BTreeMap::new(),
             listens: BTreeMap::new(),
             heard: BTreeSet::new(),
@@ -89,7 +174,7 @@ impl Caller {
         let clock: &Clock = &world.clock;
         clock.spawn(node, caller.clone().watch());
         clock.spawn(node, caller.clone().measure());
-        for room in ROOMS.into_iter().chain([VIP]) {
+        for room in ROOMS.into_iter().chain([STAFF, VIP]) {
             clock.spawn(node, caller.clone().overhear(room));
         }
         for event in ["announce", "whisper"] {
@@ -144,7 +229,10 @@ impl Caller {
                 Status::Disconnected { loss } => {
                     let host = self.seat(|seat| {
                         seat.lost_at = Some(now);
+                        seat.losses += 1;
                         seat.online_since.take();
+                        // Nobody puts it back there.
+                        seat.rooms.remove(STAFF);
                         seat.host
                     });
                     let stopping = self.world.state().hosts[host].stopping_since;
@@ -153,10 +241,10 @@ impl Caller {
                         Loss::Closed(Some(frame)) if frame.code == CloseCode::GOING_AWAY
                     );
                     if let Some(since) = stopping {
-                        if !is_going_away && self.world.is_whole_since(since) {
+                        if !is_going_away && self.is_whole_since(since) {
                             self.violation(format_args!("its server stopped and it saw {loss:?}"));
                         }
-                    } else if self.world.is_whole_since(now) {
+                    } else if self.is_whole_since(now) {
                         self.violation(format_args!("{loss:?}, and nothing was broken"));
                     }
                 }
@@ -179,15 +267,17 @@ impl Caller {
 
     /// Hears what is said in a room, and only while it is a member.
     async fn overhear(self, room: &'static str) {
-        let mut shouts = self.client.on::<Message>(&format!("shout {room}"));
+        let event = format!("shout {room}");
+        let mut shouts = self.client.on::<Message>(&event);
+        let mut last = BTreeMap::new();
         while let Some(shout) = shouts.next().await {
             let Ok(message) = shout else {
                 self.violation("a shout that is none");
                 continue;
             };
+            self.hears(&event, &message, &mut last);
             let now = self.world.now();
             let (belonging, online) = self.seat(|seat| {
-                seat.heard.insert(message.mark);
                 let belonging = seat.rooms.get(room).copied().unwrap_or_default();
                 (belonging, seat.online_since)
             });
@@ -203,7 +293,7 @@ impl Caller {
                     if let Some((called, done)) = revoked
                         && joined < called
                         && Duration::from_micros(message.sent) > done
-                        && self.world.is_whole_since(joined)
+                        && self.is_whole_since(joined)
                     {
                         self.violation(format_args!(
                             "its membership was revoked at {done:?} and it hears {message:?}"
@@ -217,11 +307,47 @@ impl Caller {
 
     async fn hear(self, event: &'static str) {
         let mut events = self.client.on::<Message>(event);
+        let mut last = BTreeMap::new();
         while let Some(Ok(message)) = events.next().await {
-            let is_new = self.seat(|seat| seat.heard.insert(message.mark));
-            if !is_new {
-                self.violation(format_args!("{event} {message:?} came twice"));
-            }
+            self.hears(event, &message, &mut last);
+        }
+        self.violation(format_args!("it hears no {event} any more"));
+    }
+
+    /// A message is there: those of one publisher in its order, none of them twice, and none that it was left out of.
+    fn hears(&self, what: &str, message: &Message, last: &mut BTreeMap<(usize, u64), Mark>) {
+        self.log(format_args!("hears {what} {}", message.mark));
+        let before = last.insert((message.from, message.via), message.mark);
+        if before.is_some_and(|before| before >= message.mark) {
+            self.violation(format_args!("{what} {message:?} behind {before:?}"));
+        }
+        let online = self.seat(|seat| {
+            seat.heard.insert(message.mark);
+            seat.online_since
+        });
+        let is_left_out = self.world.state().left_out.get(&message.mark) == Some(&self.n);
+        if is_left_out && online.is_some_and(|since| since < Duration::from_micros(message.sent)) {
+            self.violation(format_args!("it is left out of {what} {message:?}"));
+        }
+    }
+
+    /// A history came that was asked for no earlier than then.
+    fn recalls(&self, channel: &'static str, history: &[String], limit: usize, asked: Duration) {
+        let read = |text: &String| serde_json::from_str::<Message>(text).ok();
+        let messages: Vec<_> = history.iter().filter_map(read).collect();
+        let mut oldest = BTreeMap::<_, Mark>::new();
+        let is_in_order = messages.iter().all(|message| {
+            let later = oldest.insert((message.from, message.via), message.mark);
+            later.is_none_or(|later| later > message.mark)
+        });
+        if !is_in_order || messages.len() != history.len() || history.len() > limit {
+            self.violation(format_args!("{channel} has the history {history:?}"));
+        }
+        let told = messages.iter().map(|message| message.mark).collect();
+        if let Some(wrong) = (self.world).wrong_in_history(channel, limit, asked, &told) {
+            self.violation(format_args!(
+                "the history of {channel} is {told:?}: {wrong}"
+            ));
         }
     }
 
@@ -234,19 +360,29 @@ impl Caller {
             // Given back and taken again at once.
             let _ = first.unsubscribe().await;
         }
-        let Ok(mut subscription) = self.client.subscribe(channel).history(5).await else {
-            return;
+        let (asked, mut subscription) = loop {
+            let asked = self.world.now();
+            let call = self.client.subscribe(channel).history(RECALLED as u32);
+            match self.call("subscribe", call).await {
+                Some(subscription) => break (asked, subscription),
+                None if stop.is_some() => return,
+                None => self.sleep(AGAIN).await,
+            }
         };
+        self.recalls(channel, subscription.history(), RECALLED, asked);
         let since = self.world.now();
         self.seat(|seat| seat.listens.insert(channel, since));
         let (_never, forever) = oneshot::channel();
         let mut stop = stop.unwrap_or(forever);
-        let mut last = BTreeMap::<usize, Mark>::new();
+        let mut last = BTreeMap::new();
         loop {
-            let event = match select(std::pin::pin!(subscription.next()), &mut stop).await {
-                Either::Left((Some(event), _)) => event,
-                Either::Left((None, _)) => return,
+            let next = match select(std::pin::pin!(subscription.next()), &mut stop).await {
+                Either::Left((next, _)) => next,
                 Either::Right(_) => break,
+            };
+            let Some(event) = next else {
+                let end = subscription.end();
+                return self.violation(format_args!("{channel} ends: {end:?}"));
             };
             match event {
                 ChannelEvent::Message(text) => {
@@ -254,11 +390,11 @@ impl Caller {
                         self.violation(format_args!("{text:?} is no message"));
                         continue;
                     };
-                    let before = last.insert(message.from, message.mark);
-                    if before.is_some_and(|before| before >= message.mark) {
-                        self.violation(format_args!("{message:?} behind {before:?}"));
-                    }
-                    self.seat(|seat| seat.heard.insert(message.mark));
+                    self.hears(channel, &message, &mut last);
+                }
+                ChannelEvent::Resubscribed { history } => {
+                    let lost = self.seat(|seat| seat.lost_at).unwrap_or_default();
+                    self.recalls(channel, &history, RECALLED, lost);
                 }
                 other => self.log(format_args!("{channel}: {other:?}")),
             }
@@ -268,17 +404,19 @@ impl Caller {
 
     async fn stop(&self, channel: &'static str, subscription: Subscription) {
         self.seat(|seat| seat.listens.remove(channel));
-        if let Err(error) = subscription.unsubscribe().await {
-            self.log(error);
-        }
+        self.call("unsubscribe", subscription.unsubscribe()).await;
     }
 
     /// Versions come in order, and one of them is the same for everybody; for so long.
     async fn follow(self, record: &'static str, patch: bool, time: Duration) {
-        let call = self.client.subscribe_record::<Value>(record);
-        let call = if patch { call.patch() } else { call };
-        let Ok(mut subscription) = call.await else {
-            return;
+        let mut subscription = loop {
+            let call = self.client.subscribe_record::<Value>(record);
+            let call = if patch { call.patch() } else { call };
+            match self.call("subscribe record", call).await {
+                Some(subscription) => break subscription,
+                None if time < FOREVER => return,
+                None => self.sleep(AGAIN).await,
+            }
         };
         let mut version = subscription.version();
         let held = Held {
@@ -289,12 +427,19 @@ impl Caller {
         let since = self.world.now();
         self.seat(|seat| seat.listens.insert(record, since));
         let mut end = std::pin::pin!(self.sleep(time));
-        while let Either::Left((Some(update), _)) =
-            select(std::pin::pin!(subscription.next()), &mut end).await
-        {
-            let update = match update {
-                Ok(update) => update,
-                Err(error) => {
+        let mut told = since;
+        loop {
+            let next = match select(std::pin::pin!(subscription.next()), &mut end).await {
+                Either::Left((next, _)) => next,
+                Either::Right(_) => break,
+            };
+            let update = match next {
+                Some(Ok(update)) => update,
+                None => {
+                    let end = subscription.end();
+                    return self.violation(format_args!("{record} ends: {end:?}"));
+                }
+                Some(Err(error)) => {
                     self.violation(format_args!("{record}: {error}"));
                     continue;
                 }
@@ -302,9 +447,16 @@ impl Caller {
             let begins_anew =
                 update.change == RecordChange::Reset && self.world.state().failed_over.is_some();
             if update.version <= version && !begins_anew {
-                let told = update.version;
-                self.violation(format_args!("version {told} of {record} behind {version}"));
+                let next = update.version;
+                self.violation(format_args!("version {next} of {record} behind {version}"));
             }
+            let online = self.seat(|seat| seat.online_since);
+            let is_complete = online.is_some_and(|since| since < told) && self.is_whole_since(told);
+            if update.version > version + 1 && is_complete {
+                let next = update.version;
+                self.violation(format_args!("{next} of {record} comes behind {version}"));
+            }
+            told = self.world.now();
             version = update.version;
             let held = Held {
                 version,
@@ -339,16 +491,12 @@ impl Caller {
     ) -> Result<T, ClientError> {
         let began = self.world.now();
         let online = self.seat(|seat| seat.online_since);
-        let outcome = call.await;
+        let outcome = self.ends(what, COMMAND_TIMEOUT, call).await;
         let now = self.world.now();
         let (still_online, lost_at) = self.seat(|seat| (seat.online_since, seat.lost_at));
-        if now > began + COMMAND_TIMEOUT + LATE_MAX {
-            self.violation(format_args!("{what} took {:?}", now - began));
-        }
         // What was under way when the connection went is told at once, unless it is the client's own business to put it through.
-        let is_kept = ["join", "leave", "metadata", "secret record", "secret room"].contains(&what);
         if online.is_some()
-            && !is_kept
+            && !PUT_THROUGH.contains(&what)
             && lost_at.is_some_and(|at| at > began && now > at + LATE_MAX)
             && matches!(outcome, Err(ClientError::Timeout { sent: true, .. }))
         {
@@ -361,25 +509,37 @@ impl Caller {
             }
             Err(error) => {
                 self.log(format_args!("{what}: {error}"));
-                let is_an_answer = match error {
-                    ClientError::Command(error) => error.code() != codes::EUNAVAILABLE,
-                    // Whether there was a reason for it is found out elsewhere.
-                    error => matches!(
-                        error,
-                        ClientError::NotExposed(_) | ClientError::Disconnected
-                    ),
+                let is_outage = match error {
+                    ClientError::Command(error) => error.code() == codes::EUNAVAILABLE,
+                    error => matches!(error, ClientError::Timeout { .. }),
                 };
                 let was_whole =
-                    online.is_some() && online == still_online && self.world.is_whole_since(began);
+                    online.is_some() && online == still_online && self.is_whole_since(began);
                 // Until its lease ends one that died is asked, and does not answer.
-                let is_asked = ["close", "revoke"].contains(&what);
-                let waits_for_dead = is_asked && began <= self.world.state().dead_until;
-                if !is_an_answer && was_whole && !waits_for_dead {
+                let waits_for_dead =
+                    ASKED_ELSEWHERE.contains(&what) && began <= self.world.state().dead_until;
+                if is_outage && was_whole && !waits_for_dead {
                     self.violation(format_args!("{what}: {error}, and nothing was broken"));
+                }
+                if !is_outage && !is_answer(what, error) {
+                    self.violation(format_args!("{what}: {error:?}"));
                 }
             }
         }
         outcome
+    }
+
+    /// A call that has an outcome within its timeout.
+    async fn ends<T>(&self, what: &str, timeout: Duration, call: impl IntoFuture<Output = T>) -> T {
+        let what = format!("client {}: {what}", self.n);
+        let number = self.world.call(what, timeout + LATE_MAX);
+        let outcome = call.await;
+        self.world.end_call(number);
+        outcome
+    }
+
+    fn is_whole_since(&self, then: Duration) -> bool {
+        self.world.is_whole_for(self.n, then)
     }
 
     async fn command<R: DeserializeOwned>(&self, name: &str, payload: impl Serialize) -> Option<R> {
@@ -391,6 +551,7 @@ impl Caller {
             from: self.n,
             mark: self.world.mark(),
             sent: u64::try_from(self.world.now().as_micros()).unwrap_or(u64::MAX),
+            via: self.seat(|seat| seat.losses),
         }
     }
 
@@ -398,7 +559,19 @@ impl Caller {
         About {
             name: name.to_owned(),
             message: self.message(),
+            others: false,
         }
+    }
+
+    /// Now and then the sender himself is left out.
+    fn about_others(&self, name: &str) -> About {
+        let mut about = self.about(name);
+        about.others = self.world.clock.once_in(4);
+        if about.others {
+            let mark = about.message.mark;
+            self.world.state().left_out.insert(mark, self.n);
+        }
+        about
     }
 
     /// Does whatever the dice say, until then.
@@ -411,7 +584,7 @@ impl Caller {
             self.sleep(pause).await;
             let clock = &self.world.clock;
             let room = ROOMS[usize::try_from(clock.below(3)).unwrap_or_default()];
-            match clock.below(22) {
+            match clock.below(26) {
                 0 => self.double().await,
                 1 | 2 => self.wait().await,
                 3 | 4 => self.join(room).await,
@@ -437,14 +610,41 @@ impl Caller {
                     self.glance(&mut pulse);
                     self.beside().await;
                 }
-                _ => self.revoke().await,
+                21 => self.revoke().await,
+                22 => self.tell().await,
+                23 => self.note(room).await,
+                24 => self.enlist().await,
+                _ => self.shout(STAFF).await,
             }
         }
     }
 
     async fn double(&self) {
         let mark = self.world.mark();
-        let doubled: Option<u64> = self.command("double", mark).await;
+        let call = self.client.command("double", mark);
+        let is_online = self.client.is_online();
+        let doubled: Option<u64> = match self.world.clock.below(3) {
+            0 => self.call("double", call).await,
+            // It is sent again where its connection went.
+            1 => match self.outcome("double again", call.idempotent()).await {
+                Err(ClientError::Disconnected) => {
+                    self.violation(format_args!("{mark} may be doubled twice, and was not"));
+                    None
+                }
+                outcome => outcome.ok(),
+            },
+            // It waits for no connection.
+            _ => match self
+                .ends("double now", COMMAND_TIMEOUT, call.fail_offline())
+                .await
+            {
+                Err(ClientError::Offline) if is_online => {
+                    self.violation("it is online, and was told otherwise");
+                    None
+                }
+                outcome => outcome.ok(),
+            },
+        };
         if doubled.is_some_and(|doubled| doubled != mark * 2) {
             self.violation(format_args!("twice {mark} is {doubled:?}"));
         }
@@ -459,13 +659,12 @@ impl Caller {
         };
         let (first, second) = (slow(), slow());
         let marks = [first.mark, second.mark];
-        let host = self.seat(|seat| seat.host);
         let began = self.world.now();
         let first = self
             .client
             .command::<_, Mark>("slow", first)
             .timeout(patience);
-        let first = first.into_future();
+        let first = self.ends("slow", patience, first);
         let second = self.client.command("slow", second);
         let (first, second) = join(first, self.outcome("slow", second)).await;
         for (mark, reply) in marks.into_iter().zip([first, second]) {
@@ -475,25 +674,21 @@ impl Caller {
                 }
                 // A server that stops sends the replies first.
                 Err(ClientError::Disconnected) => {
-                    let stopping = self.world.state().hosts[host].stopping_since;
-                    if stopping.is_some_and(|since| since > began) {
-                        self.expect_no_end(mark, began);
+                    let state = self.world.state();
+                    let stopping = state.hosts[state.seats[self.n].host].stopping_since;
+                    let work = state.handled.get(&mark).cloned();
+                    drop(state);
+                    if let (Some(since), Some(work)) = (stopping, work)
+                        && work.start < since
+                        && work.end + LATE_MAX < since + DRAIN
+                        && self.is_whole_since(began)
+                    {
+                        self.violation(format_args!("the reply to {mark} was not waited for"));
                     }
                 }
                 _ => {}
             }
         }
-    }
-
-    /// The handler of a command that had no reply does not come to its end while there was time to wait for it.
-    fn expect_no_end(&self, mark: Mark, began: Duration) {
-        let caller = self.clone();
-        self.world.clock.after(DRAIN, move || {
-            let is_handled = caller.world.state().handled.contains(&mark);
-            if is_handled && caller.world.is_whole_since(began) {
-                caller.violation(format_args!("the reply to {mark} was not waited for"));
-            }
-        });
     }
 
     fn believe(&self, room: &'static str, belonging: Belonging) {
@@ -503,7 +698,8 @@ impl Caller {
     async fn join(&self, room: &'static str) {
         let asked = self.world.now();
         let before = self.seat(|seat| seat.rooms.insert(room, Belonging::Unknown));
-        let joined = self.call("join", self.client.join_room::<Vec<String>>(room));
+        let what = if room == VIP { "join vip" } else { "join" };
+        let joined = self.call(what, self.client.join_room::<Vec<String>>(room));
         if let Some(present) = joined.await {
             // One that was a member before stays one.
             let since = match before {
@@ -513,7 +709,7 @@ impl Caller {
             self.believe(room, Belonging::Member { since });
             let mine = self.client.connection_id();
             if mine.is_some_and(|mine| !present.contains(&mine))
-                && self.world.is_whole_since(asked)
+                && self.is_whole_since(asked)
                 && room != VIP
             {
                 self.violation(format_args!(
@@ -536,7 +732,7 @@ impl Caller {
     }
 
     async fn shout(&self, room: &'static str) {
-        let about = self.about(room);
+        let about = self.about_others(room);
         let (mark, called) = (about.message.mark, self.world.now());
         // In a room that others clear nobody knows whether it is still a member.
         if self.command::<bool>("shout", about).await.is_some() && room != VIP {
@@ -545,7 +741,7 @@ impl Caller {
     }
 
     async fn announce(&self) {
-        let about = self.about("all");
+        let about = self.about_others("all");
         let (mark, called) = (about.message.mark, self.world.now());
         if self.command::<bool>("announce", about).await.is_some() {
             self.world.expect(mark, To::Everybody, called);
@@ -573,6 +769,63 @@ impl Caller {
         }
     }
 
+    /// The same for two of them, one of whom is named twice.
+    async fn tell(&self) {
+        let (Some(one), Some(other)) = (self.somebody(), self.somebody()) else {
+            return;
+        };
+        let told = Several {
+            names: vec![one.clone(), other.clone(), one.clone()],
+            message: self.message(),
+        };
+        let (mark, called) = (told.message.mark, self.world.now());
+        if self.command::<bool>("tell", told).await.is_some() {
+            for id in [one, other] {
+                self.world.expect(mark, To::Connection(id), called);
+            }
+        }
+    }
+
+    /// Leaves a note in the metadata of a room, which everybody finds there.
+    async fn note(&self, room: &'static str) {
+        let about = self.about(room);
+        let mark = about.message.mark;
+        if self.command::<bool>("note", about).await.is_none() {
+            return;
+        }
+        let asked = json!({ "roomName": room });
+        let told: Option<Value> = self.command("mesh/get-room-metadata", asked).await;
+        let Some(told) = told else { return };
+        let note = told["metadata"][self.n.to_string()].as_u64();
+        let is_lost = note.is_none_or(|note| note < mark);
+        if is_lost && self.world.state().failed_over.is_none() {
+            self.violation(format_args!("it noted {mark} in {room}, and finds {told}"));
+        }
+    }
+
+    /// Is made a member by its server, or none any more.
+    async fn enlist(&self) {
+        let before = self.seat(|seat| seat.online_since);
+        self.seat(|seat| seat.rooms.remove(STAFF));
+        let (command, is_member) = match self.world.clock.below(3) {
+            0 => ("dismiss", false),
+            _ => ("enlist", true),
+        };
+        let done = self.command::<bool>(command, ()).await.is_some();
+        let since = self.world.now();
+        self.seat(|seat| {
+            // With another connection it is another's.
+            if done && before.is_some() && seat.online_since == before {
+                let belonging = if is_member {
+                    Belonging::Member { since }
+                } else {
+                    Belonging::Left { since }
+                };
+                seat.rooms.insert(STAFF, belonging);
+            }
+        });
+    }
+
     async fn tag(&self) {
         let Some(id) = self.somebody() else { return };
         // Two at once, with keys of their own.
@@ -598,29 +851,17 @@ impl Caller {
     async fn publish(&self, channel: &'static str) {
         let about = self.about(channel);
         let (mark, called) = (about.message.mark, self.world.now());
+        self.world.publish(channel, mark);
         if self.command::<bool>("publish", about).await.is_none() {
             return;
         }
+        self.world.published(channel, mark);
         self.world.expect(mark, To::Channel(channel), called);
-        let asked = json!({ "channel": channel, "limit": 50 });
-        let Some(reply) = self
-            .command::<Value>("mesh/get-channel-history", asked)
-            .await
-        else {
-            return;
-        };
-        let history: Vec<Message> = (reply["history"].as_array().into_iter().flatten())
-            .filter_map(|text| serde_json::from_str(text.as_str()?).ok())
-            .collect();
-        let mut oldest = BTreeMap::<usize, Mark>::new();
-        let is_in_order = history.iter().all(|message| {
-            let later = oldest.insert(message.from, message.mark);
-            later.is_none_or(|later| later > message.mark)
-        });
-        let is_there = history.iter().any(|message| message.mark == mark);
-        if !is_in_order || history.len() > HISTORY || !is_there && self.world.is_whole_since(called)
-        {
-            self.violation(format_args!("behind {mark} the history is {history:?}"));
+        let asked = self.world.now();
+        let limit = json!({ "channel": channel, "limit": 50 });
+        let told = self.command("mesh/get-channel-history", limit).await;
+        if let Some(History { history }) = told {
+            self.recalls(channel, &history, HISTORY, asked);
         }
     }
 
@@ -693,6 +934,7 @@ impl Caller {
                 let how = match how {
                     1 => How::Delete,
                     2 => How::Merge,
+                    3 => How::DeepMerge,
                     _ => How::Replace,
                 };
                 let record = name.to_owned();
@@ -707,9 +949,10 @@ impl Caller {
 
     async fn merge(&self) {
         let mark = self.world.mark();
+        let deep = self.world.clock.once_in(2);
         let write = Write {
             record: "board".to_owned(),
-            how: How::Merge,
+            how: if deep { How::DeepMerge } else { How::Merge },
             value: json!({ format!("client{}", self.n): mark }),
         };
         let called = self.world.now();
@@ -733,7 +976,7 @@ impl Caller {
     /// What this client may not do, it cannot do, and is told so.
     async fn ask_in_vain(&self) {
         let clock = &self.world.clock;
-        let granted = match clock.below(6) {
+        let granted = match clock.below(7) {
             0 => {
                 let record = self.client.subscribe_record::<Value>("secret");
                 self.outcome("secret record", record).await.is_ok()
@@ -756,6 +999,12 @@ impl Caller {
                 !is_mine && told.is_some_and(|told| !told["metadata"].is_null())
             }
             4 => self.command::<Value>("constructor", ()).await.is_some(),
+            // Of somebody else's subscriptions, or nobody's.
+            5 => {
+                let asked = json!({ "channel": "elsewhere" });
+                let was = self.command("mesh/unsubscribe-channel", asked).await;
+                was == Some(true)
+            }
             _ => {
                 let mark = self.world.mark();
                 match self

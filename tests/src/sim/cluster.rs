@@ -1,6 +1,7 @@
 //! A cluster in a simulated world: servers that share a store, clients that use them, faults, and what must be true all the same.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,6 +14,7 @@ use super::caller::{Caller, SILENCE_MAX};
 use super::host::{DRAIN, Host, PING_INTERVAL, QUEUE_BYTES_MAX};
 use super::judge::judge;
 use super::schedule::{Fault, Plan, Schedule};
+use super::store::Trap;
 use super::world::{DELIVERY_MAX, RECOVERY_MAX, VIOLATION, World};
 use super::{Cable, Clock, Conditions, LEASE, Network, Node, Pipe, SharedStore};
 
@@ -46,6 +48,10 @@ pub struct Report {
     pub violations: Vec<String>,
     /// How many calls of clients were answered.
     pub answered: usize,
+    /// The kinds of operations that the store was asked for.
+    pub asked: BTreeSet<String>,
+    /// Those of them that a wire broke over, before or after they took effect.
+    pub trapped: BTreeSet<(String, Trap)>,
     /// How much time passed in the world.
     pub time: Duration,
 }
@@ -115,9 +121,12 @@ fn run(seed: u64, plan: Plan, schedule: Schedule) -> Report {
     drop(ended);
     let time = world.now();
     world.clock.end();
+    let (asked, trapped) = world.store.trapped();
     let mut state = world.state();
     Report {
         schedule,
+        asked,
+        trapped,
         log: world.clock.journal(),
         violations: std::mem::take(&mut state.violations),
         answered: state.answered,
@@ -167,7 +176,7 @@ fn happen(world: &World, fault: &Fault) {
     world.log(format_args!("{fault:?}"));
     match *fault {
         Fault::CutClients { host } => {
-            world.disturb(Duration::from_secs(1));
+            world.disturb_clients(host, Duration::from_secs(1));
             cables(world, host).iter().for_each(Cable::cut);
         }
         Fault::StallClients { host, pause } => stall(world, host, pause),
@@ -184,27 +193,25 @@ fn happen(world: &World, fault: &Fault) {
             world.disturb(away + RECOVERY_MAX);
             world.store.cut(None, away);
         }
-        Fault::Trap { host, trap } => {
+        Fault::FreezeStore { pause } => {
+            world.disturb(pause + Duration::from_secs(1));
+            world.store.freeze(pause);
+        }
+        Fault::Trap { host, trap, kind } => {
             // It may be some time until the next operation.
             world.disturb(RECOVERY_MAX * 2);
             let wire = world.state().hosts[host].wire;
-            world.store.trap(wire, trap);
+            world.store.trap(wire, trap, kind, RECOVERY_MAX);
         }
         Fault::FailOver { tail } => {
             world.store.replicate();
             world.disturb(tail + RECOVERY_MAX);
             let world = world.clone();
-            world.clone().clock.after(tail, move || {
-                let now = world.now();
-                let mut state = world.state();
-                state.failed_over = Some(now);
-                state.values.clear();
-                // Who was taken out may be in it again.
-                state.dead_until = now + LEASE + RECOVERY_MAX;
-                drop(state);
-                world.log("the store fails over");
-                world.store.fail_over();
-            });
+            world.clone().clock.after(tail, move || fail_over(&world));
+        }
+        Fault::LoseData => {
+            world.disturb(RECOVERY_MAX);
+            fail_over(world);
         }
         Fault::Crash { host, down } => {
             world.disturb(Duration::from_secs(1));
@@ -216,6 +223,19 @@ fn happen(world: &World, fault: &Fault) {
     }
 }
 
+/// What was written last is lost, or everything, where there is no replica.
+fn fail_over(world: &World) {
+    let now = world.now();
+    let mut state = world.state();
+    state.failed_over = Some(now);
+    state.values.clear();
+    // Who was taken out may be in it again.
+    state.dead_until = now + LEASE + RECOVERY_MAX;
+    drop(state);
+    world.log("the store fails over");
+    world.store.fail_over();
+}
+
 fn cables(world: &World, host: usize) -> Vec<Cable> {
     let name = world.state().hosts[host].name.clone();
     world.network.cables(&name)
@@ -223,7 +243,7 @@ fn cables(world: &World, host: usize) -> Vec<Cable> {
 
 /// Nobody is told, and everybody finds out.
 fn stall(world: &World, host: usize, pause: Duration) {
-    world.disturb(pause + Duration::from_secs(1));
+    world.disturb_clients(host, pause + Duration::from_secs(1));
     let cables = cables(world, host);
     cables.iter().for_each(Cable::stall);
     let state = world.state();

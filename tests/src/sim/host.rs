@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Node;
-use super::caller::{RECORDS, ROOMS};
-use super::world::{Mark, VIP, World};
+use super::caller::{CHANNELS, RECORDS, ROOMS};
+use super::world::{Mark, STAFF, VIP, World};
 
 /// How many messages the channels keep.
 pub(super) const HISTORY: usize = 10;
@@ -32,12 +32,23 @@ pub(super) struct Message {
     pub mark: Mark,
     /// When its sender called for it, in microseconds.
     pub sent: u64,
+    /// How many connections its sender had had.
+    pub via: u64,
 }
 
 /// What the application's commands are about: a room, a channel, a record or a connection.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct About {
     pub name: String,
+    pub message: Message,
+    /// The sender himself is not told.
+    pub others: bool,
+}
+
+/// What is for several connections.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Several {
+    pub names: Vec<String>,
     pub message: Message,
 }
 
@@ -53,6 +64,7 @@ pub(super) struct Write {
 pub(super) enum How {
     Replace,
     Merge,
+    DeepMerge,
     Delete,
 }
 
@@ -79,8 +91,21 @@ impl Host {
         let (node, runtime) = world.process();
         let backend = world.store.backend();
         let wire = backend.wire();
+        let (come, gone) = (world.clone(), world.clone());
         let server = MeshServer::builder()
             .backend(backend)
+            .on_connection(move |connection| {
+                if !come.state().told_of.insert(connection.id().clone()) {
+                    come.violation(format_args!("{} comes twice", connection.id()));
+                }
+                std::future::ready(())
+            })
+            .on_disconnection(move |connection| {
+                if !gone.state().told_of.remove(connection.id()) {
+                    gone.violation(format_args!("{} goes, and is not there", connection.id()));
+                }
+                std::future::ready(())
+            })
             .ping_interval(PING_INTERVAL)
             .drain_time(DRAIN)
             .record_check_interval(Duration::from_secs(4))
@@ -107,11 +132,12 @@ impl Host {
 
 /// What clients may reach by themselves.
 fn expose(world: &World, server: &MeshServer) {
-    for channel in ["news", "side"] {
+    for channel in CHANNELS {
         server.expose_channel(channel);
     }
     for room in ROOMS {
         server.expose_room(room);
+        server.expose_room_metadata(room);
     }
     let asked = world.clone();
     server
@@ -139,33 +165,65 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
         let (runtime, handled) = (Arc::clone(&runtime), handled.clone());
         async move {
             let pause = Duration::from_millis(ctx.payload.millis);
+            let now = handled.now();
+            let work = now..now + pause;
+            handled.state().handled.insert(ctx.payload.mark, work);
             runtime.sleep_until(runtime.now() + pause).await;
-            handled.state().handled.insert(ctx.payload.mark);
             Ok(ctx.payload.mark)
         }
     });
     server.register_command("shout", async |ctx: Context<About>| {
-        let About { name, message } = &ctx.payload;
-        let event = format!("shout {name}");
-        ctx.server
-            .broadcast_room(name, &event, message.clone())
-            .await?;
+        let (name, message) = (&ctx.payload.name, ctx.payload.message.clone());
+        let (server, event) = (&ctx.server, format!("shout {name}"));
+        if ctx.payload.others {
+            let me = [&ctx.connection];
+            server
+                .broadcast_room_exclude(name, &event, message, me)
+                .await?;
+        } else {
+            server.broadcast_room(name, &event, message).await?;
+        }
         Ok(true)
     });
     server.register_command("announce", async |ctx: Context<About>| {
-        let message = ctx.payload.message.clone();
-        ctx.server.broadcast("announce", message).await?;
+        let (server, message) = (&ctx.server, ctx.payload.message.clone());
+        if ctx.payload.others {
+            let me = [&ctx.connection];
+            server.broadcast_exclude("announce", message, me).await?;
+        } else {
+            server.broadcast("announce", message).await?;
+        }
+        Ok(true)
+    });
+    server.register_command("tell", async |ctx: Context<Several>| {
+        let Several { names, message } = &ctx.payload;
+        let names = names.iter().map(String::as_str);
+        ctx.server
+            .broadcast_to("whisper", message.clone(), names)
+            .await?;
+        Ok(true)
+    });
+    server.register_command("enlist", async |ctx: Context<()>| {
+        Ok(ctx.server.add_to_room(STAFF, &ctx.connection).await?)
+    });
+    server.register_command("dismiss", async |ctx: Context<()>| {
+        Ok(ctx.server.remove_from_room(STAFF, &ctx.connection).await?)
+    });
+    server.register_command("note", async |ctx: Context<About>| {
+        let About { name, message, .. } = &ctx.payload;
+        let note = json!({ message.from.to_string(): message.mark });
+        ctx.server.rooms().merge_metadata(name, &note).await?;
         Ok(true)
     });
     server.register_command("whisper", async |ctx: Context<About>| {
-        let About { name, message } = &ctx.payload;
+        let About { name, message, .. } = &ctx.payload;
         ctx.server
             .send_to(name.as_str(), "whisper", message.clone())
             .await?;
         Ok(true)
     });
     server.register_command("publish", async |ctx: Context<About>| {
-        let About { name, message } = &ctx.payload;
+        let About { name, message, .. } = &ctx.payload;
         let text = serde_json::to_string(message).unwrap_or_default();
         ctx.server.publish_to_channel(name, &text, HISTORY).await?;
         Ok(true)
@@ -175,6 +233,7 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
         Ok(match how {
             How::Replace => Some(ctx.server.publish_record_update(record, value).await?),
             How::Merge => Some(ctx.server.merge_record(record, value).await?),
+            How::DeepMerge => Some(ctx.server.deep_merge_record(record, value).await?),
             How::Delete => ctx.server.delete_record(record).await?,
         })
     });
@@ -183,7 +242,7 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
         Ok(ctx.server.update_record("count", next).await?)
     });
     server.register_command("tag", async |ctx: Context<About>| {
-        let About { name, message } = &ctx.payload;
+        let About { name, message, .. } = &ctx.payload;
         let tag = json!({ format!("tag{}", message.from): message.mark });
         let connections = ctx.server.connections();
         connections.merge_metadata(name.as_str(), &tag).await?;

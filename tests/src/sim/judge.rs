@@ -7,8 +7,8 @@ use std::time::Duration;
 use mesh_core::backend::{ConnectionId, Topic};
 use serde_json::Value;
 
-use super::caller::{RECORDS, ROOMS};
-use super::world::{Belonging, Held, VIP, World};
+use super::caller::{CHANNELS, RECORDS, ROOMS};
+use super::world::{Belonging, Held, STAFF, VIP, World};
 
 /// Runs this in the world, for it needs time to pass.
 fn ask<T: Send + 'static>(
@@ -35,7 +35,9 @@ fn ask<T: Send + 'static>(
 /// Everything that must be so when nothing was broken for a while.
 pub(super) fn judge(world: &World) {
     let ids = connections(world);
+    ends(world, &ids);
     memberships(world, &ids);
+    subscriptions(world);
     records(world);
     metadata(world);
     costs(world);
@@ -83,6 +85,38 @@ fn connections(world: &World) -> BTreeSet<ConnectionId> {
     ids
 }
 
+/// Every call had an outcome, the application knows of every connection that is there and of no other, and nobody said what is no sense.
+fn ends(world: &World, ids: &BTreeSet<ConnectionId>) {
+    let open = world.calls();
+    if open > 0 {
+        world.violation(format_args!("{open} calls have no outcome"));
+    }
+    let state = world.state();
+    let mut wrong = Vec::new();
+    for host in &state.hosts {
+        let name = host.server.instance_id();
+        let is_here = |id: &&ConnectionId| id.instance().as_ref() == Some(name);
+        let (told, here) = (state.told_of.iter(), ids.iter());
+        let (told, here) = (told.filter(is_here), here.filter(is_here));
+        if !told.clone().eq(here) {
+            let told: Vec<_> = told.collect();
+            wrong.push(format!("the application of {name} knows {told:?}"));
+        }
+        let metrics = host.server.metrics();
+        if metrics.handler_panics_total + metrics.backend_messages_dropped_total > 0 {
+            wrong.push(format!("{name} is at fault: {metrics:?}"));
+        }
+    }
+    for (n, seat) in state.seats.iter().enumerate() {
+        let stats = seat.client.stats();
+        if stats.frames_malformed + stats.replies_unknown > 0 {
+            wrong.push(format!("client {n} was told what is no sense: {stats:?}"));
+        }
+    }
+    drop(state);
+    wrong.iter().for_each(|wrong| world.violation(wrong));
+}
+
 /// Servers, store and clients agree about who is in which room.
 fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
     let stored = world.store.members();
@@ -117,7 +151,7 @@ fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
     wrong.iter().for_each(|wrong| world.violation(wrong));
     for (server, wire) in hosts {
         let name = server.instance_id().clone();
-        for room in ROOMS.into_iter().chain([VIP]) {
+        for room in ROOMS.into_iter().chain([STAFF, VIP]) {
             let asked = server.clone();
             let told = ask(world, async move { asked.room_members(room).await });
             let told: BTreeSet<_> = told.and_then(Result::ok).into_iter().flatten().collect();
@@ -153,6 +187,32 @@ fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
             }
         }
     }
+}
+
+/// Servers listen to what a client of theirs is subscribed to, and to nothing else.
+fn subscriptions(world: &World) {
+    let state = world.state();
+    let mut wrong = Vec::new();
+    for host in &state.hosts {
+        let channels = CHANNELS.map(|name| (name, Topic::Channel(name.into())));
+        let records = RECORDS.map(|name| (name, Topic::Record(name.into())));
+        for (name, topic) in channels.into_iter().chain(records) {
+            let is_wanted = state.seats.iter().any(|seat| {
+                let id = seat.client.connection_id().map(ConnectionId::new);
+                let is_here = id.is_some_and(|id| host.server.connections().local(&id).is_some());
+                is_here && seat.listens.contains_key(name)
+            });
+            let listens = world.store.topics(host.wire).contains(&topic);
+            if is_wanted != listens {
+                let host = host.server.instance_id();
+                wrong.push(format!(
+                    "{host} has subscribers of {name}: {is_wanted}, and listens: {listens}"
+                ));
+            }
+        }
+    }
+    drop(state);
+    wrong.iter().for_each(|wrong| world.violation(wrong));
 }
 
 /// Every client holds what is stored, and nothing that was acknowledged is lost, unless the store lost it.

@@ -19,6 +19,25 @@ const DOWN_MAX: Duration = Duration::from_secs(20);
 /// How long somebody stays who has no business here: about as long as the store takes to hear of him.
 const VISIT_MAX: Duration = Duration::from_millis(12);
 
+/// The longest that the store hangs: no longer than it takes an instance to give it up.
+const FREEZE_MAX: Duration = Duration::from_secs(3);
+
+/// Operations that are rare, so that the wire breaks over them as well.
+const KINDS: [&str; 12] = [
+    "ClearRoom",
+    "CloseConnection",
+    "CloseInstance",
+    "KeepFor",
+    "OpenConnection",
+    "OpenInstance",
+    "Record",
+    "RecordVersions",
+    "Restore",
+    "SetRoomMetadata",
+    "Settle",
+    "Unsubscribe",
+];
+
 /// The longest tail that a failover loses.
 const TAIL_MAX: Duration = Duration::from_secs(2);
 
@@ -71,10 +90,18 @@ pub enum Fault {
     LoseStore { host: usize, away: Duration },
     /// All of them do.
     LoseStoreEverywhere { away: Duration },
-    /// A host's wire breaks over its next operation.
-    Trap { host: usize, trap: Trap },
+    /// Nothing arrives at the store, or comes from it, for a while; then all of it does.
+    FreezeStore { pause: Duration },
+    /// A host's wire breaks over its next operation of a kind, or of any.
+    Trap {
+        host: usize,
+        trap: Trap,
+        kind: Option<&'static str>,
+    },
     /// The store goes back to a replica, which lacks what was written last.
     FailOver { tail: Duration },
+    /// The store is back at once, and empty.
+    LoseData,
     /// A host's process dies, and another one starts in its place.
     Crash { host: usize, down: Duration },
     /// A host's process is told to stop, and another one starts in its place.
@@ -123,7 +150,7 @@ impl Plan {
     fn draw(&self, dice: &mut Dice, left: Duration) -> Fault {
         let hosts = u64::try_from(self.instances).unwrap_or(u64::MAX);
         let host = usize::try_from(dice.below(hosts)).unwrap_or_default();
-        match dice.below(16) {
+        match dice.below(18) {
             0 | 1 => Fault::CutClients { host },
             2 => Fault::StallClients {
                 host,
@@ -149,14 +176,17 @@ impl Plan {
             7 => Fault::LoseStoreEverywhere {
                 away: dice.within(left.min(AWAY_MAX)),
             },
-            8 => Fault::Trap {
+            8 | 9 => Fault::Trap {
                 host,
-                trap: Trap::Request,
+                trap: [Trap::Request, Trap::Reply][dice.below(2) as usize],
+                kind: KINDS
+                    .get(dice.below(2 * KINDS.len() as u64) as usize)
+                    .copied(),
             },
-            9 => Fault::Trap {
-                host,
-                trap: Trap::Reply,
+            15 => Fault::FreezeStore {
+                pause: dice.within(left.min(FREEZE_MAX)),
             },
+            16 => Fault::LoseData,
             10 => Fault::FailOver {
                 tail: dice.within(left.min(TAIL_MAX)),
             },

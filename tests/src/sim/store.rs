@@ -13,6 +13,7 @@ use mesh_core::backend::{
 };
 
 use super::Clock;
+use crate::scale::redis::partition;
 
 /// How long an instance that is not heard of counts as alive.
 pub const LEASE: Duration = Duration::from_secs(15);
@@ -53,6 +54,11 @@ struct State {
     operations: u64,
     /// How many of them read every connection of the cluster.
     surveys: u64,
+    /// What operations there were, and which of them the wire broke over.
+    asked: BTreeSet<String>,
+    trapped: BTreeSet<(String, Trap)>,
+    /// Nothing arrives before.
+    frozen_until: Duration,
 }
 
 /// What a failover may lose the end of.
@@ -93,8 +99,8 @@ struct Wire {
     cut_at: Option<Duration>,
     /// No attempt to come back succeeds before.
     away_until: Duration,
-    /// What the next operation that arrives breaks it by.
-    trap: Option<Trap>,
+    /// What an operation that arrives before then breaks it by.
+    trap: Option<(Trap, Option<&'static str>, Duration)>,
     pending: BTreeMap<u64, Answer>,
     /// When the last of what is under way arrives, in each direction: nothing is overtaken.
     requests_until: Duration,
@@ -113,7 +119,7 @@ struct Request {
 }
 
 /// When a wire breaks over an operation.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub enum Trap {
     /// Before it takes effect.
     Request,
@@ -228,11 +234,25 @@ impl SharedStore {
         }
     }
 
-    /// The wire of an instance breaks over its next operation.
-    pub fn trap(&self, wire: u64, trap: Trap) {
+    /// The wire of an instance breaks over its next operation of a kind, or of any, if there is one within that time.
+    pub fn trap(&self, wire: u64, trap: Trap, kind: Option<&'static str>, within: Duration) {
+        let until = self.clock.now() + within;
         if let Some(wire) = self.state().wires.get_mut(&wire) {
-            wire.trap = Some(trap);
+            wire.trap = Some((trap, kind, until));
         }
+    }
+
+    /// The kinds of operations that there were, and those that a wire broke over.
+    pub fn trapped(&self) -> (BTreeSet<String>, BTreeSet<(String, Trap)>) {
+        let state = self.state();
+        (state.asked.clone(), state.trapped.clone())
+    }
+
+    /// Nothing arrives at the store, or comes from it, for so long. Nothing is lost.
+    pub fn freeze(&self, pause: Duration) {
+        let until = self.clock.now() + pause;
+        let mut state = self.state();
+        state.frozen_until = state.frozen_until.max(until);
     }
 
     /// Keeps a copy of the data, as a replica has it.
@@ -400,6 +420,7 @@ impl SharedStore {
         let mut state = self.state();
         state.last += 1;
         let request = state.last;
+        let frozen_until = state.frozen_until;
         let Some(wire) = state.wires.get_mut(&id) else {
             return answered;
         };
@@ -418,7 +439,7 @@ impl SharedStore {
         if wire.phase == Phase::Broken {
             return answered; // It waits for nothing, until the loss is noticed.
         }
-        let arrival = wire.requests_until.max(now + latency);
+        let arrival = wire.requests_until.max(frozen_until).max(now + latency);
         wire.requests_until = arrival;
         let epoch = wire.epoch;
         drop(state);
@@ -494,8 +515,12 @@ impl SharedStore {
             wires,
             operations,
             surveys,
+            asked,
+            trapped,
+            frozen_until,
             ..
         } = &mut *state;
+        let late = now.max(*frozen_until) + latency;
         let id = request.wire;
         let is_same = |wire: &&mut Wire| wire.epoch == request.epoch;
         let Some(wire) = wires.get_mut(&id).filter(is_same) else {
@@ -513,18 +538,24 @@ impl SharedStore {
             Op::Unsubscribe { topics } => wire.listens.retain(|topic| !topics.contains(topic)),
             _ => {}
         }
-        let trap = wire.trap.take();
+        let mut what = format!("{op:?}");
+        let kind = what.split([' ', '(']).next().unwrap_or_default().to_owned();
+        let is_meant = |(_, of, until): &mut (Trap, Option<&str>, Duration)| {
+            now <= *until && of.is_none_or(|of| of == kind)
+        };
+        let trap = wire.trap.take_if(is_meant).map(|(trap, ..)| trap);
+        trapped.extend(trap.map(|trap| (kind.clone(), trap)));
+        asked.insert(kind);
         if trap == Some(Trap::Request) {
             drop(state);
             return self.break_wire(id);
         }
         *operations += 1;
         *surveys += u64::from(matches!(op, Op::Connections | Op::AllConnectionMetadata));
-        let mut what = format!("{instance}: {op:?}");
         // The origin of this world's time is another one in each run.
         let time = what.find(", now: Instant").unwrap_or(WORDS_MAX);
         what.truncate(what.floor_char_boundary(time.min(WORDS_MAX)));
-        self.clock.note(what);
+        self.clock.note(format_args!("{instance}: {what}"));
         let number = wire.returns;
         let away = |instance: &InstanceId| !data.registered.contains_key(instance);
         let reply = match op {
@@ -548,11 +579,11 @@ impl SharedStore {
         let answer = joined(answer, reply);
         // What is left is under way behind it, and what is sent from now on behind that.
         let arrival = if steps.is_empty() {
-            wire.replies_until = wire.replies_until.max(now + latency);
+            wire.replies_until = wire.replies_until.max(late);
             wire.replies_until
         } else {
-            wire.requests_until = wire.requests_until.max(now + latency);
-            now + latency
+            wire.requests_until = wire.requests_until.max(late);
+            late
         };
         let mut told = Vec::new();
         while let Some((whom, mut notice)) = data.store.poll_notice() {
@@ -599,6 +630,7 @@ impl SharedStore {
         let latency = self.clock.between(Duration::ZERO, LATENCY_MAX);
         let now = self.clock.now();
         let mut state = self.state();
+        let frozen_until = state.frozen_until;
         let Some(wire) = state
             .wires
             .get_mut(&id)
@@ -606,7 +638,7 @@ impl SharedStore {
         else {
             return;
         };
-        let arrival = wire.notices_until.max(now + latency);
+        let arrival = wire.notices_until.max(frozen_until).max(now + latency);
         wire.notices_until = arrival;
         let (epoch, mailbox) = (wire.epoch, wire.mailbox.clone());
         drop(state);
@@ -846,6 +878,10 @@ impl Backend for SimBackend {
 
     fn name(&self) -> &'static str {
         "simulated"
+    }
+
+    fn partition(&self, name: &str) -> Option<u64> {
+        Some(partition(name))
     }
 }
 

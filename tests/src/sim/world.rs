@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_client_core::driver::MeshClient;
+use mesh_core::backend::ConnectionId;
 use mesh_core::driver::Runtime;
 use serde_json::Value;
 
@@ -44,8 +46,12 @@ pub(super) struct State {
     pub violations: Vec<String>,
     pub answered: usize,
     marks: Mark,
-    /// Something may be broken until then.
-    pub disturbed_until: Duration,
+    /// Something that concerns everybody may be broken until then.
+    disturbed_until: Duration,
+    /// The cables of a host's clients may be, until then.
+    stalled_until: BTreeMap<usize, Duration>,
+    /// Calls under way.
+    calls: BTreeSet<Mark>,
     /// Somebody may count as alive who is dead, until then.
     pub dead_until: Duration,
     /// When a failover lost what was written last.
@@ -63,16 +69,36 @@ pub(super) struct State {
     pub maybe_counted: u64,
     /// What clients merged last into the board, and were told so.
     pub board: BTreeMap<usize, Mark>,
-    /// Commands whose handler came to its end, by their mark.
-    pub handled: BTreeSet<Mark>,
+    /// What was published in each channel.
+    published: BTreeMap<&'static str, Vec<Published>>,
+    /// Events that one client is left out of.
+    pub left_out: BTreeMap<Mark, usize>,
+    /// Connections of which the application was told that they are there.
+    pub told_of: BTreeSet<ConnectionId>,
+    /// Slow commands whose handler began: from when to when it has its work.
+    pub handled: BTreeMap<Mark, Range<Duration>>,
     /// How often an application asked for every connection.
     pub surveys: u64,
     /// What was merged last into connections' metadata, by connection and by whom.
     pub tags: BTreeMap<(String, usize), Mark>,
 }
 
+/// A room that clients are put into and taken out of, for as long as they are connected.
+pub(super) const STAFF: &str = "staff";
+
 /// A room whose guard may change its mind, and which others clear.
 pub(super) const VIP: &str = "vip";
+
+/// How many messages of a channel are remembered: more than it keeps, by so many as may be under way.
+const PUBLISHED_MAX: usize = 64;
+
+/// A message of a channel.
+struct Published {
+    mark: Mark,
+    called: Duration,
+    /// When its publisher was told that it is.
+    done: Option<Duration>,
+}
 
 /// What a client has been told, and so may expect.
 pub(super) struct Seat {
@@ -80,8 +106,9 @@ pub(super) struct Seat {
     pub host: usize,
     /// Its state is wholly there since.
     pub online_since: Option<Duration>,
-    /// When it last lost a connection.
+    /// When it last lost a connection, and how many it has lost.
     pub lost_at: Option<Duration>,
+    pub losses: u64,
     pub rooms: BTreeMap<&'static str, Belonging>,
     /// Channels and records that are subscribed, since when.
     pub listens: BTreeMap<&'static str, Duration>,
@@ -193,26 +220,130 @@ impl World {
         state.disturbed_until = state.disturbed_until.max(until);
     }
 
+    /// What is between a host and its clients is broken for so long from now on.
+    pub(super) fn disturb_clients(&self, host: usize, lasting: Duration) {
+        let until = self.now() + lasting;
+        let mut state = self.state();
+        let stalled = state.stalled_until.entry(host).or_default();
+        *stalled = until.max(*stalled);
+    }
+
     /// Whether nothing was broken at any time from then until now.
     pub(super) fn is_whole_since(&self, then: Duration) -> bool {
-        self.state().disturbed_until < then
+        let state = self.state();
+        let stalled = state.stalled_until.values();
+        stalled
+            .chain([&state.disturbed_until])
+            .all(|until| *until < then)
+    }
+
+    /// Whether nothing was that concerns a client.
+    pub(super) fn is_whole_for(&self, n: usize, then: Duration) -> bool {
+        let state = self.state();
+        let stalled = state.stalled_until.get(&state.seats[n].host);
+        stalled
+            .into_iter()
+            .chain([&state.disturbed_until])
+            .all(|until| *until < then)
+    }
+
+    /// A call begins, which has an outcome within that time.
+    pub(super) fn call(&self, what: String, within: Duration) -> Mark {
+        let call = self.mark();
+        self.state().calls.insert(call);
+        let world = self.clone();
+        self.clock.after(within, move || {
+            let is_open = world.state().calls.contains(&call);
+            if is_open {
+                world.violation(format_args!("{what} has no outcome"));
+            }
+        });
+        call
+    }
+
+    pub(super) fn end_call(&self, call: Mark) {
+        self.state().calls.remove(&call);
+    }
+
+    /// How many calls are under way.
+    pub(super) fn calls(&self) -> usize {
+        self.state().calls.len()
+    }
+
+    /// A message of a channel is about to be published.
+    pub(super) fn publish(&self, channel: &'static str, mark: Mark) {
+        let called = self.now();
+        let mut state = self.state();
+        let published = state.published.entry(channel).or_default();
+        published.push(Published {
+            mark,
+            called,
+            done: None,
+        });
+        if published.len() > PUBLISHED_MAX
+            && let Some(oldest) = published.iter().position(|it| it.done.is_some())
+        {
+            published.remove(oldest);
+        }
+    }
+
+    /// Its publisher was told so.
+    pub(super) fn published(&self, channel: &'static str, mark: Mark) {
+        let now = self.now();
+        let mut state = self.state();
+        let published = state.published.entry(channel).or_default();
+        if let Some(it) = published.iter_mut().find(|it| it.mark == mark) {
+            it.done = Some(now);
+        }
+    }
+
+    /// What is wrong with a history of so many that was asked for no earlier than then, and told now.
+    pub(super) fn wrong_in_history(
+        &self,
+        channel: &'static str,
+        limit: usize,
+        asked: Duration,
+        told: &BTreeSet<Mark>,
+    ) -> Option<String> {
+        let state = self.state();
+        let all = state.published.get(channel)?;
+        // What a failover lost is not held against anybody.
+        let kept_since = state.failed_over.unwrap_or_default();
+        for it in all.iter().filter(|it| it.called > kept_since) {
+            let Some(done) = it.done else { continue };
+            let others = || all.iter().filter(|other| other.mark != it.mark);
+            let maybe_newer =
+                others().filter(|other| other.done.is_none_or(|done| done >= it.called));
+            if done <= asked && maybe_newer.count() < limit && !told.contains(&it.mark) {
+                return Some(format!("{} is among the newest, and not there", it.mark));
+            }
+            let newer = others().filter(|other| {
+                other.called >= done && other.done.is_some_and(|done| done <= asked)
+            });
+            if newer.count() >= limit && told.contains(&it.mark) {
+                return Some(format!("{} is too old, and there", it.mark));
+            }
+        }
+        None
     }
 
     /// A message was acknowledged that somebody called for at a time: whoever belonged to its recipients before, and still does in a while,
     /// has heard it by then, if nothing is broken meanwhile.
     pub(super) fn expect(&self, mark: Mark, to: To, called: Duration) {
         let state = self.state();
+        let left_out = state.left_out.get(&mark);
         let expected: Vec<_> = (state.seats.iter().enumerate())
+            .filter(|(n, _)| Some(n) != left_out)
             .filter_map(|(n, seat)| Some((n, seat.belongs_since(&to)?)))
             .filter(|(_, since)| *since < called)
             .collect();
         drop(state);
         let world = self.clone();
         self.clock.after(DELIVERY_MAX, move || {
-            if !world.is_whole_since(called) {
-                return;
-            }
             for (n, since) in expected {
+                if !world.is_whole_for(n, called) {
+                    continue;
+                }
                 let state = world.state();
                 let seat = &state.seats[n];
                 let is_lost = seat.belongs_since(&to) == Some(since) && !seat.heard.contains(&mark);
@@ -231,9 +362,6 @@ impl World {
         let to = To::Channel(record);
         let world = self.clone();
         self.clock.after(DELIVERY_MAX, move || {
-            if !world.is_whole_since(called) {
-                return;
-            }
             let state = world.state();
             let behind: Vec<_> = (state.seats.iter().enumerate())
                 .filter(|(_, seat)| {
@@ -245,6 +373,9 @@ impl World {
                 .collect();
             drop(state);
             for (n, held) in behind {
+                if !world.is_whole_for(n, called) {
+                    continue;
+                }
                 world.violation(format_args!(
                     "client {n} holds version {held} of {record}, not {version}"
                 ));
