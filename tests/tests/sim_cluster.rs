@@ -1,6 +1,7 @@
 //! Clusters in simulated time, by seeds: whatever breaks, nobody is told anything false, and afterwards all agree.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -71,6 +72,15 @@ fn one_seed_is_one_run_of_a_cluster() {
         digests.insert(one);
     }
     assert_eq!(digests.len(), 4, "another seed is another run");
+}
+
+#[test]
+fn another_process_tells_the_same_of_a_seed() {
+    let mut simulate_it = Command::new(env!("CARGO_BIN_EXE_simulate"));
+    let told = simulate_it.args(["--plan", "small", "--seeds", "5..6", "--trace"]);
+    let told = String::from_utf8(told.output().unwrap().stdout).unwrap();
+    let log = simulate(5, PLAN).log.join("\n");
+    assert!(log.len() > 10_000 && told.starts_with(&log), "{told}");
 }
 
 #[test]

@@ -106,7 +106,10 @@ fn main() -> ExitCode {
             scope.spawn(work);
         }
     });
-    let runs = next.load(Ordering::Relaxed).min(seeds.end) - seeds.start;
+    let runs = next
+        .load(Ordering::Relaxed)
+        .min(seeds.end)
+        .saturating_sub(seeds.start);
     let took = began.elapsed();
     let hours = simulated.into_inner() as f64 / 3_600.0;
     println!(

@@ -65,6 +65,13 @@ impl Report {
         (until.saturating_sub(lines), until)
     }
 
+    /// What was broken first, without whom by and which.
+    fn kind(&self) -> Option<String> {
+        let words = self.violations.first()?.split_whitespace();
+        let is_name = |word: &&str| !word.contains(|it: char| it.is_ascii_digit());
+        Some(words.filter(is_name).collect())
+    }
+
     /// Tells runs apart by all that happened in them.
     pub fn digest(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -78,9 +85,10 @@ pub fn simulate(seed: u64, plan: Plan) -> Report {
     run(seed, plan, plan.schedule(seed))
 }
 
-/// The same seed with as few of its faults as it takes to break a promise: of a run that breaks one.
+/// The same seed with as few of its faults as it takes to break the same promise: of a run that breaks one.
 pub fn shrink(seed: u64, plan: Plan) -> Report {
     let mut least = simulate(seed, plan);
+    let kind = least.kind();
     let mut runs = 0;
     let mut size = least.schedule.len().div_ceil(2);
     while size > 0 && !least.violations.is_empty() {
@@ -91,10 +99,10 @@ pub fn shrink(seed: u64, plan: Plan) -> Report {
             fewer.drain(from..until);
             runs += 1;
             let report = run(seed, plan, fewer);
-            if report.violations.is_empty() {
-                from += size;
-            } else {
+            if report.kind() == kind {
                 least = report;
+            } else {
+                from += size;
             }
         }
         size /= 2;

@@ -1,7 +1,7 @@
 //! Cables between the processes of a simulated world.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -203,13 +203,11 @@ impl ByteStream for Pipe {
             return Poll::Pending;
         }
         let len = lane.arrived.len().min(buffer.len());
-        for (place, byte) in buffer.iter_mut().zip(lane.arrived.drain(..len)) {
-            *place = byte;
-        }
+        let read = lane.arrived.read_exact(&mut buffer[..len]);
         let writer = lane.writer.take();
         drop(state);
         wake([writer]);
-        Poll::Ready(Ok(len))
+        Poll::Ready(read.map(|()| len))
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
