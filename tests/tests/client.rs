@@ -933,20 +933,58 @@ fn malformed_frames_harm_nothing() {
 #[test]
 fn broken_websocket_frames_cost_the_connection_and_nothing_more() {
     block_on(async {
-        let faults: [(&str, Vec<u8>, u16); 8] = [
+        // The frames of RFC 6455, sections 5 and 7.4, as a server must not send them.
+        let close = |code: u16| [[0x88, 2], code.to_be_bytes()].concat();
+        let mut faults: Vec<(String, Vec<u8>, u16)> = [
             ("masked", wire::text("{}"), 1002),
-            ("a reserved bit", vec![0xC1, 0], 1002),
-            ("a reserved opcode", vec![0x83, 0], 1002),
+            ("a masked ping", vec![0x89, 0x80, 1, 2, 3, 4], 1002),
+            ("the first reserved bit", vec![0xC1, 0], 1002),
+            ("the second reserved bit", vec![0xA1, 0], 1002),
+            ("the third reserved bit", vec![0x91, 0], 1002),
             ("a continuation of nothing", vec![0x80, 0], 1002),
+            ("a text in a text", vec![0x01, 1, b'"', 0x81, 0], 1002),
+            ("a binary in a text", vec![0x01, 1, b'"', 0x82, 0], 1002),
             ("a fragmented ping", vec![0x09, 0], 1002),
+            ("a fragmented close", vec![0x08, 0], 1002),
             ("a long ping", vec![0x89, 126, 0, 126], 1002),
+            ("a long close", vec![0x88, 126, 0, 126], 1002),
+            (
+                "a length in 16 bits too many",
+                vec![0x82, 126, 0, 1, 0],
+                1002,
+            ),
+            (
+                "a length in 48 bits too many",
+                [vec![0x82, 127], vec![0; 7], vec![1, 0]].concat(),
+                1002,
+            ),
             (
                 "a length of 2^63",
                 [vec![0x81, 127, 0x80], vec![0; 7]].concat(),
                 1002,
             ),
+            ("half a close code", vec![0x88, 1, 3], 1002),
             ("text that is no UTF-8", vec![0x81, 2, 0xC3, 0x28], 1007),
-        ];
+            ("text that ends in a character", vec![0x81, 1, 0xC3], 1007),
+            (
+                "a surrogate, in two fragments",
+                vec![0x01, 1, 0xED, 0x80, 2, 0xA0, 0x80],
+                1007,
+            ),
+            (
+                "a reason that is no UTF-8",
+                vec![0x88, 3, 0x03, 0xE8, 0xFF],
+                1007,
+            ),
+        ]
+        .map(|(what, bytes, code)| (what.to_owned(), bytes, code))
+        .into();
+        for opcode in (0x3..=0x7).chain(0xB..=0xF) {
+            faults.push((format!("opcode {opcode:x}"), vec![0x80 | opcode, 0], 1002));
+        }
+        for code in [0, 999, 1004, 1005, 1006, 1015, 2999, 5000, u16::MAX] {
+            faults.push((format!("close code {code}"), close(code), 1002));
+        }
         for (what, bytes, code) in faults {
             let (send, codes) = mpsc::channel();
             let server = after(move |mut peer| {
