@@ -931,6 +931,35 @@ fn malformed_frames_harm_nothing() {
 }
 
 #[test]
+fn a_reply_may_come_in_fragments_with_control_frames_between() {
+    block_on(async {
+        let server = Scripted::start(|_, attempt| {
+            let mut peer = attempt.accept();
+            loop {
+                let request = peer.request();
+                let frame = json!({ "id": request.id, "command": "echo", "payload": "Grüße 🎈" });
+                // A byte each, so that every character of more is in several.
+                for (n, byte) in frame.to_string().bytes().enumerate() {
+                    peer.send_frame(if n == 0 { TEXT } else { 0 }, &[byte]);
+                    if n % 16 == 0 {
+                        peer.send_frame(FIN | PING, b"in between");
+                        assert_eq!(peer.receive(), Incoming::Pong(b"in between".into()));
+                    }
+                    peer.send_frame(FIN | PONG, b"");
+                }
+                peer.send_frame(FIN, b"");
+            }
+        });
+        let client = connect(builder(&server)).await;
+        for _ in 0..2 {
+            assert_eq!(echo(&client, "x").await.unwrap(), "Grüße 🎈");
+        }
+        assert_eq!(client.stats().frames_malformed, 0);
+        assert_eq!(server.attempts().len(), 1);
+    });
+}
+
+#[test]
 fn broken_websocket_frames_cost_the_connection_and_nothing_more() {
     block_on(async {
         // The frames of RFC 6455, sections 5 and 7.4, as a server must not send them.
