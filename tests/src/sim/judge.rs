@@ -10,6 +10,9 @@ use serde_json::Value;
 use super::caller::{CHANNELS, RECORDS, ROOMS};
 use super::world::{Belonging, Held, STAFF, VIP, World};
 
+/// What runs in a server beside its connections and what it asked the store for, a task each: the listener, the timers, the reader of notices.
+const TASKS: usize = 3;
+
 /// Runs this in the world, for it needs time to pass.
 fn ask<T: Send + 'static>(
     world: &World,
@@ -103,6 +106,11 @@ fn ends(world: &World, ids: &BTreeSet<ConnectionId>) {
             wrong.push(format!("the application of {name} knows {told:?}"));
         }
         let metrics = host.server.metrics();
+        let tasks = world.clock.tasks(host.node);
+        let expected = TASKS + metrics.connections + world.store.pending(host.wire);
+        if tasks != expected {
+            wrong.push(format!("{name} has {tasks} tasks, not {expected}"));
+        }
         if metrics.handler_panics_total + metrics.backend_messages_dropped_total > 0 {
             wrong.push(format!("{name} is at fault: {metrics:?}"));
         }

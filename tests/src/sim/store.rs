@@ -216,6 +216,12 @@ impl SharedStore {
         wire.map(|wire| wire.topics.clone()).unwrap_or_default()
     }
 
+    /// How many operations of an instance are under way.
+    pub fn pending(&self, wire: u64) -> usize {
+        let state = self.state();
+        state.wires.get(&wire).map_or(0, |wire| wire.pending.len())
+    }
+
     /// Breaks the wire of every instance, or of the one of this number, by the order in which their backends were made. None of them comes
     /// back for so long.
     pub fn cut(&self, which: Option<u64>, away: Duration) {
