@@ -468,6 +468,59 @@ fn a_subscribe_that_is_taken_back_is_given_back_once_granted() {
 }
 
 #[test]
+fn an_unsubscribe_that_the_server_refuses_says_so() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
+    bench.text(
+        1,
+        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
+    );
+    bench.actions();
+    let token = Some(2);
+    bench
+        .client
+        .handle_unsubscribe(subscription, token, bench.now);
+    bench.text(
+        1,
+        r#"{"id":1,"command":"mesh/unsubscribe-channel","payload":{"error":"no","code":"ENO","name":"Error"}}"#,
+    );
+    let outcomes = bench.outcomes();
+    let [(2, Outcome::Refused(Refusal::Error(error)))] = &outcomes[..] else {
+        panic!("{outcomes:?}");
+    };
+    assert_eq!((error.code(), error.message()), ("ENO", "no"));
+}
+
+#[test]
+fn an_unsubscribe_while_the_subscription_is_put_back_follows_it() {
+    let mut bench = Bench::online();
+    let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
+    let granted = r#""command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#;
+    bench.text(1, &format!(r#"{{"id":0,{granted}"#));
+    bench.actions();
+    let loss = Loss::Closed(None);
+    bench.client.handle_socket_closed(1, loss, bench.now);
+    bench.reopen(2);
+    let asked = r#"{"id":1,"command":"mesh/subscribe-channel","payload":{"channel":"a"}}"#;
+    assert_eq!(bench.sent(), [asked]);
+    let token = Some(2);
+    bench
+        .client
+        .handle_unsubscribe(subscription, token, bench.now);
+    assert_eq!((bench.sent(), bench.outcomes()), (vec![], vec![]));
+    bench.text(2, &format!(r#"{{"id":1,{granted}"#));
+    assert_eq!(
+        bench.sent(),
+        [r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#]
+    );
+    bench.text(
+        2,
+        r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":true}"#,
+    );
+    assert_eq!(bench.outcomes(), [(2, Outcome::Unsubscribed)]);
+}
+
+#[test]
 fn what_a_late_reply_grants_is_given_back() {
     let mut bench = Bench::online();
     bench.client.handle_subscribe(1, "a", 0, bench.now);

@@ -758,3 +758,13 @@ fn the_members_of_a_room_are_told_with_their_metadata() {
 fn it_is_called_memory() {
     assert_eq!(MemoryCluster::new().backend().name(), "memory");
 }
+
+#[test]
+fn a_store_does_nothing_for_an_instance_that_is_not_open() {
+    let mut store = Store::new();
+    let result = store.apply(&"a".into(), Op::Connections);
+    assert_eq!(
+        result,
+        Err(BackendError::Usage("the instance is not open".to_owned()))
+    );
+}

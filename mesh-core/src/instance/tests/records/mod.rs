@@ -10,7 +10,7 @@ use self::world::{Fate, Into, Kind, Step, World};
 use super::{Shard, id, origin};
 use crate::{
     backend::{Name, Op, Record as Stored, RecordChange, RecordChangeKind, Reply, Version},
-    instance::{Action, RecordWrite},
+    instance::{Action, InstanceError, RecordWrite},
     protocol::builtin::RecordMode,
 };
 
@@ -306,4 +306,23 @@ fn a_version_that_none_can_follow_harms_nobody() {
         let changes = vec![change.clone()];
         (shard.instance).handle_record_changed(&record, last, changes, origin());
     }
+}
+
+#[test]
+fn a_write_for_which_there_is_no_room_is_refused_at_once() {
+    const WAITING_MAX: u32 = 16_384;
+    let mut shard = Shard::new();
+    let record = Name::from("r");
+    let told = (0..).find_map(|token| {
+        let write = RecordWrite::Replace("1".into());
+        let instance = &mut shard.instance;
+        instance.write_record(&record, write, token, origin());
+        std::iter::from_fn(|| instance.poll_action()).find_map(|action| match action {
+            Action::Complete { token, result } => Some((token, result)),
+            _ => None,
+        })
+    });
+    // All of them wait for the record to be read.
+    let refused = (WAITING_MAX, Err(InstanceError::TooManyWrites));
+    assert_eq!(told, Some(refused));
 }
