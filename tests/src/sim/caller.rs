@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::IntoFuture;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +85,14 @@ fn is_answer(what: &str, error: &ClientError) -> bool {
             ["join vip", "metadata", "secret record", "secret room"].contains(&what)
         }
         error => *error == ClientError::Disconnected,
+    }
+}
+
+/// What comes, unless the end does.
+async fn before<T>(end: &mut (impl Future + Unpin), coming: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(coming), end).await {
+        Either::Left((come, _)) => Some(come),
+        Either::Right(_) => None,
     }
 }
 
@@ -377,11 +386,7 @@ impl Caller {
         let (_never, forever) = oneshot::channel();
         let mut stop = stop.unwrap_or(forever);
         let mut last = BTreeMap::new();
-        loop {
-            let next = match select(std::pin::pin!(subscription.next()), &mut stop).await {
-                Either::Left((next, _)) => next,
-                Either::Right(_) => break,
-            };
+        while let Some(next) = before(&mut stop, subscription.next()).await {
             let Some(event) = next else {
                 let end = subscription.end();
                 return self.violation(format_args!("{channel} ends: {end:?}"));
@@ -428,13 +433,9 @@ impl Caller {
         self.hold(record, held);
         let since = self.world.now();
         self.seat(|seat| seat.listens.insert(record, since));
-        let mut end = std::pin::pin!(self.sleep(time));
+        let mut end = pin!(self.sleep(time));
         let mut told = since;
-        loop {
-            let next = match select(std::pin::pin!(subscription.next()), &mut end).await {
-                Either::Left((next, _)) => next,
-                Either::Right(_) => break,
-            };
+        while let Some(next) = before(&mut end, subscription.next()).await {
             let update = match next {
                 Some(Ok(update)) => update,
                 None => {
