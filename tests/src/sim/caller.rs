@@ -518,10 +518,11 @@ impl Caller {
                 };
                 let was_whole =
                     online.is_some() && online == still_online && self.is_whole_since(began);
-                // Until its lease ends one that died is asked, and does not answer.
-                let waits_for_dead =
-                    ASKED_ELSEWHERE.contains(&what) && began <= self.world.state().dead_until;
-                if is_outage && was_whole && !waits_for_dead {
+                // Until its lease ends one that died is asked, and does not answer; and a connection that is silent may be gone.
+                let is_elsewhere = ASKED_ELSEWHERE.contains(&what)
+                    && (began <= self.world.state().dead_until
+                        || !self.world.is_whole_since(began));
+                if is_outage && was_whole && !is_elsewhere {
                     self.violation(format_args!("{what}: {error}, and nothing was broken"));
                 }
                 if !is_outage && !is_answer(what, error) {
