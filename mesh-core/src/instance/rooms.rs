@@ -327,8 +327,9 @@ impl<C: Clone, T> Rooms<C, T> {
         let subscribing = state.topic == Topic::Subscribing;
         state.topic.handle_backend(result.is_ok());
         if let (true, Err(error)) = (subscribing, result) {
-            // Whoever waited for nothing but the topic has failed with it. The next request asks anew.
-            for number in self.ready(room) {
+            // Whoever waits for the topic has failed with it, whatever else he waits for: where nobody is left who wants it, it is not asked
+            // for again at once, which a store that is away would refuse at once. The next request asks anew.
+            for number in state.waiting.clone() {
                 if self.is_join(room, number) {
                     self.finish(room, number, Err(error.clone().into()), actions);
                 }

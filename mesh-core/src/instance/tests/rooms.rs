@@ -48,6 +48,20 @@ fn a_join_that_races_the_release_of_its_topic_takes_it_again() {
 }
 
 #[test]
+fn a_refused_topic_is_not_asked_for_at_once_for_who_waits_for_more_than_it() {
+    let mut shard = joined_shard();
+    let left = ["3: i.1 leaves r", "release 1", "4: unsubscribe r"];
+    assert_eq!(shard.leave("r", 1, 2), left);
+    // Behind the leave, too.
+    assert_eq!(shard.join("r", 1, 3), [""; 0]);
+    // A store that is away fails each operation at once: this went on for ever.
+    assert_eq!(shard.fail(4), ["5: subscribe r"]);
+    assert_eq!(shard.fail(5), ["3 fails: unavailable", "release 1"]);
+    assert_eq!(shard.fail(3), ["2 fails: unavailable"]);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
 fn joining_twice_is_one_membership() {
     let mut shard = joined_shard();
     assert_eq!(shard.join("r", 1, 2), ["3: i.1 joins r"]);
