@@ -93,6 +93,7 @@ fn main() -> ExitCode {
             answered.fetch_add(report.answered as u64, Ordering::Relaxed);
             simulated.fetch_add(report.time.as_secs(), Ordering::Relaxed);
             match report.violations.first() {
+                Some(_) if trace => show(seed, &report, trace),
                 Some(first) if brief => println!("seed {seed}: {first}"),
                 Some(_) => show(seed, &shrink(seed, plan), trace),
                 None if trace => show(seed, &report, trace),

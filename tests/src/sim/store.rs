@@ -27,6 +27,9 @@ const LATENCY_MAX: Duration = Duration::from_millis(3);
 /// The longest pause between two attempts to come back.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
+/// As many operations are no more than an instance that asks again whatever it is told, all in one poll.
+const MOMENT_MAX: usize = 20_000;
+
 /// How much of an operation is written down.
 const WORDS_MAX: usize = 120;
 
@@ -59,6 +62,8 @@ struct State {
     trapped: BTreeSet<(String, Trap)>,
     /// Nothing arrives before.
     frozen_until: Duration,
+    /// How many operations were sent in this moment.
+    moment: (Duration, usize),
 }
 
 /// What a failover may lose the end of.
@@ -427,6 +432,12 @@ impl SharedStore {
         state.last += 1;
         let request = state.last;
         let frozen_until = state.frozen_until;
+        if state.moment.0 != now {
+            state.moment = (now, 0);
+        }
+        state.moment.1 += 1;
+        let is_endless = state.moment.1 > MOMENT_MAX;
+        assert!(!is_endless, "the store is asked without end: {op:?}");
         let Some(wire) = state.wires.get_mut(&id) else {
             return answered;
         };
