@@ -327,15 +327,31 @@ impl<C: Clone, T> Rooms<C, T> {
         let subscribing = state.topic == Topic::Subscribing;
         state.topic.handle_backend(result.is_ok());
         if let (true, Err(error)) = (subscribing, result) {
-            // Whoever waits for the topic has failed with it, whatever else he waits for: where nobody is left who wants it, it is not asked
-            // for again at once, which a store that is away would refuse at once. The next request asks anew.
-            for number in state.waiting.clone() {
+            // Whoever waited for nothing but the topic has failed with it. The next request asks anew.
+            for number in self.ready(room) {
                 if self.is_join(room, number) {
                     self.finish(room, number, Err(error.clone().into()), actions);
                 }
             }
+            self.start_ready(room, actions);
+            // For those who wait for something else as well it is time when that is over: a store that is away refuses at once, and would
+            // be asked for ever.
+            if self.waits_elsewhere(room) {
+                return;
+            }
         }
         self.advance(room, actions);
+    }
+
+    /// Does nobody want the topic but joins that wait for something else as well?
+    fn waits_elsewhere(&self, room: &Name) -> bool {
+        let Some(state) = self.rooms.get(room) else {
+            return false;
+        };
+        let mut ready = self.ready(room).into_iter();
+        state.members.is_empty()
+            && !state.requests.is_empty()
+            && !ready.any(|number| self.is_join(room, number))
     }
 
     /// The answer to what a request asked of the backend.
@@ -460,16 +476,20 @@ impl<C: Clone, T> Rooms<C, T> {
 
     /// Starts every request that nothing is in the way of, and settles the topic.
     fn advance(&mut self, room: &Name, actions: &mut Actions<C, T>) {
+        self.start_ready(room, actions);
+        self.settle(room, actions);
+    }
+
+    fn start_ready(&mut self, room: &Name, actions: &mut Actions<C, T>) {
         loop {
             let mut answered = false;
             for number in self.ready(room) {
                 answered |= self.start(room, number, actions);
             }
             if !answered {
-                break;
+                return;
             }
         }
-        self.settle(room, actions);
     }
 
     /// Takes the topic or gives it back, and forgets a room that is nothing any more.
