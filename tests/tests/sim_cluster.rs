@@ -54,7 +54,12 @@ fn a_cluster_keeps_its_promises_whatever_breaks() {
     assert!(answered.into_inner() > SEEDS * 100);
     let (asked, trapped) = met.into_inner().unwrap();
     assert!(asked.len() > 20, "{asked:?}");
-    assert!(trapped.len() > 20, "{trapped:?}");
+    let is_met = |operation: &&String| {
+        let mut traps = [Trap::Request, Trap::Reply].into_iter();
+        traps.all(|trap| trapped.contains(&((*operation).clone(), trap)))
+    };
+    let unmet: Vec<_> = asked.iter().filter(|it| !is_met(it)).collect();
+    assert!(unmet.len() < 5, "no wire broke over {unmet:?}");
 }
 
 #[test]

@@ -91,6 +91,19 @@ impl Bench {
         self.client.handle_text(attempt, text, self.now);
     }
 
+    /// Grants a subscription that has no history.
+    fn subscribed(&mut self, attempt: u64, id: u32) {
+        let payload = r#"{"success":true,"history":[]}"#;
+        let reply =
+            format!(r#"{{"id":{id},"command":"mesh/subscribe-channel","payload":{payload}}}"#);
+        self.text(attempt, &reply);
+    }
+
+    fn unsubscribed(&mut self, attempt: u64, id: u32) {
+        let reply = format!(r#"{{"id":{id},"command":"mesh/unsubscribe-channel","payload":true}}"#);
+        self.text(attempt, &reply);
+    }
+
     fn wait(&mut self, duration: Duration) {
         self.now += duration;
         self.client.handle_timeout(self.now);
@@ -304,10 +317,7 @@ fn what_was_granted_is_put_back_before_the_reconnect_is_reported() {
 fn an_unavailable_backend_delays_the_report_but_not_the_commands() {
     let mut bench = Bench::online();
     bench.client.handle_subscribe(1, "a", 0, bench.now);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.command(2, CommandOptions::default());
     bench.wait(2 * SECOND);
@@ -336,10 +346,7 @@ fn a_refused_resubscription_ends_and_the_rest_goes_on() {
     let mut bench = Bench::online();
     let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
     bench.client.handle_join(2, "r", bench.now);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.text(
         1,
         r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
@@ -374,10 +381,7 @@ fn a_refused_resubscription_ends_and_the_rest_goes_on() {
 fn a_server_that_never_puts_back_is_left() {
     let mut bench = Bench::online();
     bench.client.handle_subscribe(1, "a", 0, bench.now);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.reopen(2);
     bench.actions();
@@ -437,10 +441,7 @@ fn several_subscriptions_share_one_on_the_wire() {
     );
     bench.text(1, message);
     assert_eq!(bench.actions(), [], "nothing after unsubscribe");
-    bench.text(
-        1,
-        r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":true}"#,
-    );
+    bench.unsubscribed(1, 2);
     assert_eq!(bench.outcomes(), [(4, Outcome::Unsubscribed)]);
 }
 
@@ -452,18 +453,12 @@ fn a_subscribe_that_is_taken_back_is_given_back_once_granted() {
         .client
         .handle_unsubscribe(subscription, Some(2), bench.now);
     assert_eq!(bench.outcomes(), [(1, Outcome::Cancelled)]);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     assert_eq!(
         bench.sent(),
         [r#"{"id":1,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#]
     );
-    bench.text(
-        1,
-        r#"{"id":1,"command":"mesh/unsubscribe-channel","payload":true}"#,
-    );
+    bench.unsubscribed(1, 1);
     assert_eq!(bench.outcomes(), [(2, Outcome::Unsubscribed)]);
 }
 
@@ -471,10 +466,7 @@ fn a_subscribe_that_is_taken_back_is_given_back_once_granted() {
 fn an_unsubscribe_that_the_server_refuses_says_so() {
     let mut bench = Bench::online();
     let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.actions();
     let token = Some(2);
     bench
@@ -495,8 +487,7 @@ fn an_unsubscribe_that_the_server_refuses_says_so() {
 fn an_unsubscribe_while_the_subscription_is_put_back_follows_it() {
     let mut bench = Bench::online();
     let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
-    let granted = r#""command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#;
-    bench.text(1, &format!(r#"{{"id":0,{granted}"#));
+    bench.subscribed(1, 0);
     bench.actions();
     let loss = Loss::Closed(None);
     bench.client.handle_socket_closed(1, loss, bench.now);
@@ -508,15 +499,12 @@ fn an_unsubscribe_while_the_subscription_is_put_back_follows_it() {
         .client
         .handle_unsubscribe(subscription, token, bench.now);
     assert_eq!((bench.sent(), bench.outcomes()), (vec![], vec![]));
-    bench.text(2, &format!(r#"{{"id":1,{granted}"#));
+    bench.subscribed(2, 1);
     assert_eq!(
         bench.sent(),
         [r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":{"channel":"a"}}"#]
     );
-    bench.text(
-        2,
-        r#"{"id":2,"command":"mesh/unsubscribe-channel","payload":true}"#,
-    );
+    bench.unsubscribed(2, 2);
     assert_eq!(bench.outcomes(), [(2, Outcome::Unsubscribed)]);
 }
 
@@ -527,10 +515,7 @@ fn what_a_late_reply_grants_is_given_back() {
     bench.client.handle_join(2, "r", bench.now);
     bench.wait(30 * SECOND);
     assert_eq!(bench.outcomes().len(), 2);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.text(
         1,
         r#"{"id":1,"command":"mesh/join-room","payload":{"success":true,"present":[]}}"#,
@@ -998,10 +983,7 @@ fn what_is_in_flight_and_what_waits_at_the_socket_is_bounded() {
 fn closing_ends_everything_and_connecting_again_starts_clean() {
     let mut bench = Bench::online();
     let subscription = bench.client.handle_subscribe(1, "a", 0, bench.now);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.command(2, idempotent());
     bench.actions();
     bench.client.handle_close(bench.now);
@@ -1183,10 +1165,7 @@ fn a_message_counts_as_claimed_by_who_was_granted_it() {
     bench.client.handle_subscribe(1, "a", 0, bench.now);
     bench.text(1, message);
     assert_eq!(bench.client.stats().messages_unclaimed, 1);
-    bench.text(
-        1,
-        r#"{"id":0,"command":"mesh/subscribe-channel","payload":{"success":true,"history":[]}}"#,
-    );
+    bench.subscribed(1, 0);
     bench.text(1, message);
     assert_eq!(bench.client.stats().messages_unclaimed, 1);
 }

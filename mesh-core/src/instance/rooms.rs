@@ -326,21 +326,21 @@ impl<C: Clone, T> Rooms<C, T> {
         };
         let subscribing = state.topic == Topic::Subscribing;
         state.topic.handle_backend(result.is_ok());
-        if let (true, Err(error)) = (subscribing, result) {
+        let refused = result.err().filter(|_| subscribing);
+        if let Some(error) = &refused {
             // Whoever waited for nothing but the topic has failed with it. The next request asks anew.
             for number in self.ready(room) {
                 if self.is_join(room, number) {
                     self.finish(room, number, Err(error.clone().into()), actions);
                 }
             }
-            self.start_ready(room, actions);
-            // For those who wait for something else as well it is time when that is over: a store that is away refuses at once, and would
-            // be asked for ever.
-            if self.waits_elsewhere(room) {
-                return;
-            }
         }
-        self.advance(room, actions);
+        self.start_ready(room, actions);
+        // For those who wait for something else as well it is time when that is over: a store that is away refuses at once, and would be
+        // asked for ever.
+        if refused.is_none() || !self.waits_elsewhere(room) {
+            self.settle(room, actions);
+        }
     }
 
     /// Does nobody want the topic but joins that wait for something else as well?

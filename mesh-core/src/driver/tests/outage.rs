@@ -68,6 +68,16 @@ impl World {
         }
     }
 
+    /// Loses the backend of `one`; what is asked of it when it is back.
+    fn asked_on_return(&self) -> Vec<String> {
+        self.mood.lose();
+        self.sim.run();
+        self.mood.take_asked();
+        self.mood.restore();
+        self.sim.run();
+        self.mood.take_asked()
+    }
+
     fn members(&self, room: &'static str) -> Vec<ConnectionId> {
         on!(self, two, |s| s.room_members(room)).unwrap()
     }
@@ -124,12 +134,7 @@ fn subscribers_are_told_of_the_gap_and_everything_is_stated_before_it_is_settled
     world
         .ann
         .call("mesh/subscribe-channel", json!({"channel": "c"}));
-    world.mood.lose();
-    world.sim.run();
-    world.mood.take_asked();
-    world.mood.restore();
-    world.sim.run();
-    assert_eq!(world.mood.take_asked(), ["Restore", "Restore", "Settle"]);
+    assert_eq!(world.asked_on_return(), ["Restore", "Restore", "Settle"]);
     let gap = r#"mesh/gap {"channel":"c"}"#;
     assert_eq!(world.ann.events(), [gap]);
     assert_eq!(world.members("r").len(), 1);
@@ -145,13 +150,8 @@ fn what_is_in_one_partition_of_the_backend_is_stated_together() {
         let ann = ConnectionId::new(world.ann.id.as_str());
         on!(world, one, |s| s.add_to_room(&room, ann)).unwrap();
     }
-    world.mood.lose();
-    world.sim.run();
-    world.mood.take_asked();
-    world.mood.restore();
-    world.sim.run();
     // The connection itself is wherever its id is.
-    assert_eq!(world.mood.take_asked(), ["Restore", "Restore", "Settle"]);
+    assert_eq!(world.asked_on_return(), ["Restore", "Restore", "Settle"]);
 }
 
 #[test]
