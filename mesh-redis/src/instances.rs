@@ -106,7 +106,8 @@ enum Registration {
         kept: Vec<Note>,
     },
     Format(String),
-    Used,
+    /// By this incarnation.
+    Used(String),
 }
 
 /// Registers the instance after an outage, if it is open; before that only the key space is looked at.
@@ -122,7 +123,7 @@ pub(crate) async fn register(
         },
     };
     let drawn = lock(&shared.identity).draw(random::bits());
-    let Some((instance, incarnation, previous)) = drawn else {
+    let Some((instance, incarnation, mut previous)) = drawn else {
         let format = shared.format();
         let keys = [shared.keys.leases(), shared.keys.format()];
         let cmd = scripts::INSTANCE_LOOK.call(keys, [format.as_bytes()]);
@@ -136,18 +137,23 @@ pub(crate) async fn register(
             None => Ok(None),
         };
     };
-    let done = register_as(shared, session, &instance, &incarnation, &previous).await;
-    match done.map_err(unreachable)? {
-        Registration::Done { data_kept, kept } => {
-            let _ = session.incarnation.set(incarnation);
-            let _ = session.kept.set(kept);
-            Ok(data_kept)
-        }
-        Registration::Format(found) => Err(shared.format_error(found)),
-        Registration::Used => Err(ConnectError::Unreachable {
+    loop {
+        let done = register_as(shared, session, &instance, &incarnation, &previous).await;
+        let holder = match done.map_err(unreachable)? {
+            Registration::Done { data_kept, kept } => {
+                let _ = session.incarnation.set(incarnation);
+                let _ = session.kept.set(kept);
+                return Ok(data_kept);
+            }
+            Registration::Format(found) => return Err(shared.format_error(found)),
+            Registration::Used(holder) => Incarnation::parse(&holder),
+        };
+        // After a failover it may be this instance, as it was before its latest returns.
+        let own = holder.and_then(|holder| lock(&shared.identity).take_back(&holder));
+        previous = own.ok_or_else(|| ConnectError::Unreachable {
             address: shared.config.address(),
             reason: format!("the id {instance} is another instance's by now"),
-        }),
+        })?;
     }
 }
 
@@ -177,7 +183,7 @@ async fn register_as(
     let kind = decode::text(reply.next().unwrap_or(Value::Nil))?;
     let detail = decode::maybe_text(reply.next().unwrap_or(Value::Nil))?.unwrap_or_default();
     match &*kind {
-        "used" => return Ok(Registration::Used),
+        "used" => return Ok(Registration::Used(detail)),
         "format" => return Ok(Registration::Format(detail)),
         _ => {}
     }
@@ -442,7 +448,7 @@ impl Shared {
             Ok(Registration::Format(found)) => {
                 BackendError::Usage(self.format_error(found).to_string())
             }
-            Ok(Registration::Used) => usage("the instance is open already"),
+            Ok(Registration::Used(_)) => usage("the instance is open already"),
             Err(failure) => self.failed(&session, failure),
         };
         lock(&self.identity).instance = None;

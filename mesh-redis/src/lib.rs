@@ -88,7 +88,7 @@
 //! | `Subscribe`, `Unsubscribe` | | 1 command for up to 512 topics; those at one time share it | O(topics) |
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
-//! | to register after an outage | leases, dying, format, birth, kept, `t` | 1 script, 1 more where something was kept, 128 scripts for each earlier incarnation, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
+//! | to register after an outage | leases, dying, format, birth, kept, `t` | 1 script, 1 more where something was kept, 128 scripts for each earlier incarnation that is not settled, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
 //! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, in a cluster 1 `PUBLISH` more and with sharded topics 1 `PING` for each node | |
 //! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 scripts | O(found / 1 000) scripts |
 //!
@@ -111,7 +111,8 @@
 //! under way fails with [`BackendError::Unavailable`], and so does at once what comes after it. Then it connects again,
 //! from 50 ms to 2 s apart with full jitter, without end, and the further apart the sooner it was lost again; registers a new incarnation, entombs the one before, takes all
 //! topics again, and tells [`Notice::Restored`]. Its `data_kept` is known except for an instance that was never
-//! registered.
+//! registered. After a failover that forgot an earlier return, the incarnation before that one holds the lease: it is known by
+//! name, entombed, and settled once more.
 //!
 //! Changes of state that were on their way when the connection broke come to nothing after that, as their incarnation
 //! is entombed. A message that was on its way may still be published.

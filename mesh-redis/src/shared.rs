@@ -1,7 +1,7 @@
 //! What the backend's operations and its driver share.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex},
 };
 
@@ -56,6 +56,8 @@ pub(crate) struct Identity {
     idle: Vec<Incarnation>,
     /// Those of them whose tombstones stand.
     entombed: BTreeSet<Incarnation>,
+    /// The last of those that are settled. A store that goes back in time may know them again.
+    settled: VecDeque<Incarnation>,
     /// What was kept for this instance and told by now, as far as the store may still have it.
     pub(crate) told: BTreeSet<Vec<u8>>,
     /// Dead instances of others, whose claims this instance holds: "incarnation instance".
@@ -68,6 +70,10 @@ pub(crate) struct Identity {
 /// The most earlier incarnations that an instance cleans up behind itself, as long as some of them never served; others do
 /// the rest once its claims end. Those that served are kept, however many: what the store has of this instance is theirs.
 const PREVIOUS_MAX: usize = 64;
+
+/// How many settled incarnations are remembered. A store that forgets more than so many returns of one instance holds its id for
+/// another's, until that lease ends.
+const SETTLED_MAX: usize = 64;
 
 impl Identity {
     /// A new incarnation for the instance, if it is open.
@@ -108,6 +114,17 @@ impl Identity {
         self.previous.retain(|it| !settled.contains(it));
         self.idle.retain(|it| !settled.contains(it));
         self.entombed.retain(|it| !settled.contains(it));
+        self.settled.extend(settled.iter().cloned());
+        let surplus = self.settled.len().saturating_sub(SETTLED_MAX);
+        self.settled.drain(..surplus);
+    }
+
+    /// A store that lost its latest changes knows this incarnation again: it is to be settled once more, if it was this instance's. All
+    /// that are not settled then.
+    pub(crate) fn take_back(&mut self, known: &Incarnation) -> Option<Vec<Incarnation>> {
+        let at = self.settled.iter().position(|it| it == known)?;
+        self.previous.extend(self.settled.remove(at));
+        Some(self.previous.clone())
     }
 
     /// How leases and claims name an incarnation.
@@ -358,5 +375,33 @@ mod tests {
         assert_eq!(previous.len(), 1 + 99);
         identity.settle(&previous);
         assert_eq!(identity.draw(301).unwrap().2, [Incarnation::new(300)]);
+    }
+
+    #[test]
+    fn what_was_settled_is_known_again_and_no_others() {
+        let mut identity = Identity {
+            instance: Some("a".into()),
+            ..Identity::default()
+        };
+        let settle_all = |identity: &mut Identity, count| {
+            for bits in 0..=count {
+                let (.., previous) = identity.draw(bits).unwrap();
+                previous.iter().for_each(|it| identity.bury(it.clone()));
+                identity.settle(&previous);
+            }
+        };
+        settle_all(&mut identity, 3);
+        let [zero, one, three] = [0, 1, 3].map(Incarnation::new);
+        assert_eq!(identity.take_back(&Incarnation::new(9)), None);
+        assert_eq!(identity.take_back(&three), None, "the present one");
+        assert_eq!(identity.take_back(&one), Some(vec![one.clone()]));
+        assert_eq!(identity.unburied(), [one.clone()], "its tombstone is gone");
+        assert_eq!(identity.take_back(&one), None, "twice");
+        assert_eq!(identity.take_back(&zero), Some(vec![one, zero]));
+
+        let count = SETTLED_MAX as u64;
+        settle_all(&mut identity, count + 9);
+        assert_eq!(identity.settled.len(), SETTLED_MAX);
+        assert!(identity.take_back(&Incarnation::new(count + 8)).is_some());
     }
 }

@@ -262,6 +262,41 @@ fn a_redis_that_kept_its_data_is_settled() {
 }
 
 #[test]
+fn an_instance_whose_return_a_failover_forgot_is_no_other() {
+    run(async {
+        let server = RedisServer::start();
+        // It would end long after this test's patience.
+        let builder = server.builder().lease(Duration::from_secs(600));
+        let one = Instance::open(builder, "one").await;
+        for id in ["one.1", "one.2"] {
+            one.connect(id).await;
+            one.join("r", id).await;
+        }
+        let restore = |id| restore(&[("r", id, 0)], &[(id, None, 1)]);
+        // What a restart goes back to.
+        server.ask(&["SAVE"]).unwrap();
+        for _ in 0..3 {
+            server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+            assert_eq!(one.outage().await, Some(true));
+            one.run(restore("one.1")).await;
+            one.settle().await;
+            assert_eq!(one.members("r").await, ["one.1"]);
+        }
+        server.kill();
+        assert_eq!(one.notice().await, Notice::Lost);
+        server.restart();
+        assert_eq!(one.returned().await, Some(true));
+        assert_eq!(one.members("r").await, ["one.1", "one.2"], "as it was");
+        one.run(restore("one.1")).await;
+        one.settle().await;
+        assert_eq!(one.members("r").await, ["one.1"]);
+        assert_eq!(one.connections().await, ["one.1"]);
+        one.close().await;
+        assert_eq!(server.lasting_keys(), Vec::<String>::new());
+    });
+}
+
+#[test]
 fn a_frozen_redis_is_known_in_time_and_nobody_is_reaped() {
     run_both(async |server| {
         let (one, two) = (
