@@ -43,6 +43,7 @@ type Member = (Name, ConnectionId);
 #[derive(Clone)]
 pub struct SharedStore {
     clock: Clock,
+    lease: Duration,
     state: Arc<Mutex<State>>,
 }
 
@@ -158,8 +159,14 @@ fn gone() -> BackendError {
 impl SharedStore {
     /// An empty store.
     pub fn new(clock: &Clock) -> Self {
+        Self::with_lease(clock, LEASE)
+    }
+
+    /// An empty store for which an instance that is not heard of is dead after so long.
+    pub fn with_lease(clock: &Clock, lease: Duration) -> Self {
         Self {
             clock: clock.clone(),
+            lease,
             state: Arc::default(),
         }
     }
@@ -245,6 +252,14 @@ impl SharedStore {
         }
     }
 
+    /// From now on the instance of this number finds its way back.
+    pub fn heal(&self, wire: u64) {
+        let now = self.clock.now();
+        if let Some(wire) = self.state().wires.get_mut(&wire) {
+            wire.away_until = now;
+        }
+    }
+
     /// The wire of an instance breaks over its next operation of a kind, or of any, if there is one within that time.
     pub fn trap(&self, wire: u64, trap: Trap, kind: Option<&'static str>, within: Duration) {
         let until = self.clock.now() + within;
@@ -285,7 +300,7 @@ impl SharedStore {
         // Some of them may have gone meanwhile.
         for wire in known {
             let store = self.clone();
-            self.clock.after(LEASE, move || store.expire(wire));
+            self.clock.after(self.lease, move || store.expire(wire));
         }
     }
 
@@ -307,7 +322,7 @@ impl SharedStore {
         let store = self.clone();
         self.clock.after(detection, move || store.tell_of_loss(id));
         let store = self.clone();
-        self.clock.after(LEASE, move || store.expire(id));
+        self.clock.after(self.lease, move || store.expire(id));
     }
 
     /// The instance hears that its wire is broken, and begins to look for another.
@@ -382,7 +397,7 @@ impl SharedStore {
         let mut state = self.state();
         let State { data, wires, .. } = &mut *state;
         let Some(wire) = wires.get(&id) else { return };
-        if wire.cut_at.is_none_or(|cut_at| cut_at + LEASE > now) {
+        if wire.cut_at.is_none_or(|cut_at| cut_at + self.lease > now) {
             return; // It was back meanwhile.
         }
         let Some(instance) = wire.instance.clone() else {
@@ -418,7 +433,7 @@ impl SharedStore {
         drop(state);
         let store = self.clone();
         self.clock
-            .after((cut_at + LEASE).saturating_sub(now), move || {
+            .after((cut_at + self.lease).saturating_sub(now), move || {
                 store.expire(id);
             });
     }
