@@ -104,6 +104,11 @@ impl Outbox {
         *self = Self::default();
     }
 
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.queue.capacity()
+    }
+
     /// Gives back the memory of a queue that was long once.
     pub(super) fn shrink(&mut self) {
         if self.queue.is_empty() && self.queue.capacity() > FRAMES_KEPT {
@@ -115,3 +120,85 @@ impl Outbox {
 /// The peer does not read as fast as it is sent to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) struct SlowPeer;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::encode;
+
+    const MAX: usize = 1_000;
+
+    /// A frame of so many bytes.
+    fn frame(len: usize) -> TextFrame {
+        let around = encode::event("e", "").unwrap().len();
+        let frame = encode::event("e", &"x".repeat(len - around)).unwrap();
+        // A longer payload may have a longer header.
+        let longer = frame.len() - len;
+        let frame = encode::event("e", &"x".repeat(len - around - longer)).unwrap();
+        assert_eq!(frame.len(), len);
+        frame
+    }
+
+    /// One that owes so many bytes, all of which the driver has taken.
+    fn owing(bytes: usize) -> Outbox {
+        let mut outbox = Outbox::default();
+        outbox.push(frame(bytes), MAX).unwrap();
+        outbox.take(&mut VecDeque::new());
+        outbox
+    }
+
+    #[test]
+    fn as_much_as_the_limit_is_queued_and_not_a_byte_more() {
+        let mut outbox = owing(MAX / 2);
+        assert_eq!(outbox.push(frame(MAX / 2 + 1), MAX), Err(SlowPeer));
+        outbox.push(frame(MAX / 2), MAX).unwrap();
+        // What just fits brings no room for others.
+        assert_eq!(outbox.push(frame(100), MAX), Err(SlowPeer));
+        assert_eq!(outbox.bytes(), MAX);
+    }
+
+    #[test]
+    fn a_reply_is_queued_at_the_limit_and_refused_beyond_it() {
+        let mut outbox = owing(MAX);
+        outbox.push_reply(frame(5_000), MAX).unwrap();
+        assert_eq!(outbox.bytes(), MAX + 5_000);
+        let refused = outbox.push_reply(frame(100), MAX).unwrap_err();
+        assert_eq!(refused.len(), 100);
+    }
+
+    #[test]
+    fn the_room_that_a_long_reply_brings_is_there_until_a_quarter_of_the_limit_is_left() {
+        for (left, is_there) in [(MAX / 4 + 1, true), (MAX / 4, false), (100, false)] {
+            let mut outbox = owing(MAX);
+            outbox.push_reply(frame(5_000), MAX).unwrap();
+            outbox.take(&mut VecDeque::new());
+            outbox.set_unsent(left);
+            let pushed = outbox.push(frame(2_000), MAX);
+            assert_eq!(pushed.is_ok(), is_there, "{left} bytes are left");
+        }
+    }
+
+    #[test]
+    fn a_long_queue_gives_its_memory_back_once_it_is_empty() {
+        let mut outbox = Outbox::default();
+        for _ in 0..FRAMES_KEPT {
+            outbox.push_short(frame(100));
+        }
+        let mut held = VecDeque::from([frame(100)]);
+        outbox.take(&mut held);
+        let kept = outbox.queue.capacity();
+        outbox.shrink();
+        assert_eq!(outbox.queue.capacity(), kept, "what a few need stays");
+
+        for _ in 0..100 {
+            outbox.push_short(frame(100));
+        }
+        outbox.shrink();
+        assert_eq!(outbox.queue.len(), 100);
+        outbox.take(&mut held);
+        assert!(outbox.queue.capacity() >= 100);
+        outbox.shrink();
+        assert_eq!(outbox.queue.capacity(), 0);
+        assert_eq!(held.len(), 1 + FRAMES_KEPT + 100);
+    }
+}

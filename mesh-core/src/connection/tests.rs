@@ -461,6 +461,25 @@ fn a_peer_that_reads_too_slowly_is_closed_with_what_it_is_owed() {
 }
 
 #[test]
+fn a_burst_leaves_no_memory_behind() {
+    let mut peer = peer(|_| {});
+    let mut held = VecDeque::from([event(1)]);
+    for _ in 0..100 {
+        peer.machine.handle_event(event(1), peer.now);
+        peer.machine.actions.push_back(Action::Drop);
+    }
+    peer.machine.take_outgoing(&mut held);
+    peer.machine.handle_unsent(1);
+    assert!(peer.machine.outbox.capacity() >= 100, "more comes");
+    peer.machine.handle_unsent(0);
+    assert_eq!(peer.machine.outbox.capacity(), 0);
+    for left in (0..100).rev() {
+        peer.machine.poll_action().unwrap();
+        assert_eq!(peer.machine.actions.capacity() > 0, left > 0);
+    }
+}
+
+#[test]
 fn an_empty_queue_admits_any_one_message() {
     let mut peer = limited(|limits| limits.queue_bytes_max = 300);
     for _ in 0..3 {

@@ -452,7 +452,7 @@ const fn first_special(word: [u8; 8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fault, Scanner, is_special, plain_len};
+    use super::{Fault, Scanner, any_special, is_special, plain_len};
 
     fn value(text: &str, max: usize) -> Result<&str, Fault> {
         let mut scanner = Scanner::new(text);
@@ -480,6 +480,9 @@ mod tests {
         }
         for plain in (0..=0xff).filter(|&byte| !is_special(byte)) {
             assert_eq!(plain_len(&[plain; 100]), 100, "{plain}");
+        }
+        for byte in 0..=0xff {
+            assert_eq!(any_special(&[byte; 64]), is_special(byte), "{byte}");
         }
     }
 

@@ -165,7 +165,7 @@ fn patch_value(
 
 /// An operation as it is written. Members that RFC 6902 does not give it are ignored.
 #[derive(Debug, Deserialize)]
-struct Operation<'a> {
+pub(super) struct Operation<'a> {
     op: Name,
     #[serde(borrow)]
     path: Cow<'a, str>,
@@ -245,7 +245,7 @@ impl Operation<'_> {
 }
 
 /// The path of the smallest value that holds everything that the operations need.
-fn focus<'a>(operations: &'a [Operation<'_>]) -> &'a str {
+pub(super) fn focus<'a>(operations: &'a [Operation<'_>]) -> &'a str {
     let mut needs = operations.iter().flat_map(|operation| {
         let (path, from) = operation.needs();
         [Some(path), from]

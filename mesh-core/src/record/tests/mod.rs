@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use self::model::{Model, Style, key, meaning, model, of_value, scalar};
 use super::{
-    Change, NESTING_MAX, OPERATIONS_MAX, PatchError, ValueError, apply, diff,
+    Change, NESTING_MAX, OPERATIONS_APPLIED_MAX, OPERATIONS_MAX, PatchError, ValueError, apply,
+    apply::Operation,
+    diff,
     diff::{Writer, compare},
     normalize,
     value::equal,
@@ -404,6 +406,58 @@ fn paths_have_whole_steps_in_common() {
 }
 
 #[test]
+fn a_patch_parses_the_smallest_value_that_holds_all_it_touches() {
+    for (patch, focus) in [
+        (r#"[{"op":"test","path":"/a/b/c","value":1}]"#, "/a/b/c"),
+        (r#"[{"op":"replace","path":"/a/b/c","value":1}]"#, "/a/b/c"),
+        (r#"[{"op":"add","path":"/a/b/c","value":1}]"#, "/a/b"),
+        (r#"[{"op":"remove","path":"/a/b/c"}]"#, "/a/b"),
+        (r#"[{"op":"move","from":"/a/b/c","path":"/a/b/d"}]"#, "/a/b"),
+        (r#"[{"op":"copy","from":"/a/c/d","path":"/a/b/c"}]"#, "/a"),
+        (r#"[{"op":"copy","from":"/b/c/d","path":"/a/b/c"}]"#, ""),
+        (
+            r#"[{"op":"test","path":"/a/b","value":1},{"op":"test","path":"/a/bc","value":1}]"#,
+            "/a",
+        ),
+        (
+            r#"[{"op":"test","path":"/a/b","value":1},{"op":"test","path":"/a/b/c","value":1}]"#,
+            "/a/b",
+        ),
+        ("[]", ""),
+    ] {
+        let operations: Vec<Operation<'_>> = serde_json::from_str(patch).unwrap();
+        assert_eq!(super::apply::focus(&operations), focus, "{patch}");
+    }
+}
+
+#[test]
+fn what_changes_in_several_places_is_told_place_by_place() {
+    // What stays is long, so that a patch is shorter.
+    let long = |text: &str| text.replace('#', &"x".repeat(300));
+    let old = long(r##"{"a":{"rows":[{"n":1},{"n":2},[3]],"o":{"p":1,"q":2}},"b":1,"c":"#"}"##);
+    for (new, patch) in [
+        (
+            r##"{"a":{"rows":[{"n":1},{"n":7},[3]],"o":{"p":1}},"b":2,"c":"#"}"##,
+            r#"[{"op":"remove","path":"/a/o/q"},{"op":"replace","path":"/a/rows/1/n","value":7},{"op":"replace","path":"/b","value":2}]"#,
+        ),
+        // What is at the end stays where it is, if only its numbers are written in another way.
+        (
+            r##"{"a":{"rows":[{"n":2.0},[3.0]],"o":{"p":1,"q":2}},"b":2,"c":"#"}"##,
+            r#"[{"op":"remove","path":"/a/rows/0"},{"op":"replace","path":"/b","value":2}]"#,
+        ),
+        (
+            r##"{"a":{"rows":[0,{"n":1},{"n":2},[3]],"o":{"p":1,"q":2}},"b":2,"c":"#"}"##,
+            r#"[{"op":"add","path":"/a/rows/0","value":0},{"op":"replace","path":"/b","value":2}]"#,
+        ),
+    ] {
+        let new = &long(new);
+        assert_eq!(diff(Some(&old), new), Change::Patch(patch.to_owned()));
+        let patched = apply(Some(&old), patch, ANY_LENGTH).unwrap();
+        assert_eq!(meaning(&patched), meaning(new));
+    }
+}
+
+#[test]
 fn elements_come_and_go_alone() {
     let rows: Vec<_> = (0..200)
         .map(|row| format!(r#"{{"id":{row},"name":"{row}"}}"#))
@@ -477,6 +531,41 @@ fn patches_are_bounded() {
         PatchError::NotAPatch
     );
     assert!(apply(Some("[1]"), r#"[{"op":"test","path":"/0","value":1.0}]"#, 9).is_ok());
+    let within = r#"[{"op":"test","path":"/0","value":[{"a":1.0}]}]"#;
+    assert!(apply(Some(r#"[[{"a":1}]]"#), within, 99).is_ok());
+}
+
+#[test]
+fn a_patch_may_be_as_large_as_the_limits() {
+    let add = r#"[{"op":"add","path":"/-","value":2}]"#;
+    assert_eq!(apply(Some("[1]"), add, 5).unwrap(), "[1,2]");
+    assert_eq!(
+        apply(Some("[1]"), add, 4),
+        Err(PatchError::TooLong { max: 4 })
+    );
+
+    let repeated = |operations: &[&str], times: usize| {
+        let operations = operations.iter().cycle().take(times).copied();
+        format!("[{}]", operations.collect::<Vec<_>>().join(","))
+    };
+    let tests = |times| repeated(&[r#"{"op":"test","path":"/a","value":1}"#], times);
+    let base = Some(r#"{"a":1}"#);
+    let too_many = Err(PatchError::TooManyOperations {
+        max: OPERATIONS_APPLIED_MAX,
+    });
+    assert!(apply(base, &tests(OPERATIONS_APPLIED_MAX), 99).is_ok());
+    assert_eq!(
+        apply(base, &tests(OPERATIONS_APPLIED_MAX + 1), 99),
+        too_many
+    );
+
+    // Each of them may move all elements: 2^25 in all.
+    let array = format!("[{}0]", "0,".repeat((1 << 12) - 1));
+    let replace = [0, 1].map(|at| format!(r#"{{"op":"replace","path":"/{at}","value":0}}"#));
+    let replace = [&*replace[0], &*replace[1]];
+    let replaced = |times| apply(Some(&array), &repeated(&replace, times), ANY_LENGTH);
+    assert_eq!(replaced(1 << 13).as_ref(), Ok(&array));
+    assert_eq!(replaced((1 << 13) + 1), too_many);
 }
 
 #[test]
