@@ -413,6 +413,98 @@ mod tests {
         (version(number - 1), vec![change])
     }
 
+    /// One version, whose value takes this many bytes, which follows the one before.
+    fn change_of(number: u64, len: usize) -> (Version, Vec<Change>) {
+        let (base, mut changes) = change(number);
+        changes[0].kind = RecordChangeKind::Full("1".repeat(len).into());
+        (base, changes)
+    }
+
+    /// So many versions in one, of a byte each.
+    fn changes_from(first: u64, count: u64) -> (Version, Vec<Change>) {
+        let changes = (first..first + count).flat_map(|number| change_of(number, 1).1);
+        (version(first - 1), changes.collect())
+    }
+
+    fn record(number: u64) -> Record {
+        Record {
+            value: None,
+            version: version(number),
+        }
+    }
+
+    /// A follower at one moment, and what it told.
+    struct Following {
+        follower: Follower,
+        setting: Setting,
+        fetches: u64,
+    }
+
+    impl Following {
+        /// The record is being fetched.
+        fn asked() -> Self {
+            let setting = Setting {
+                now: origin(),
+                whole: false,
+                bytes_max: 100,
+            };
+            let mut following = Self {
+                follower: Follower::new(),
+                setting,
+                fetches: 0,
+            };
+            following.ask();
+            following
+        }
+
+        /// All that is known is this version.
+        fn live(number: u64) -> Self {
+            let mut following = Self::asked();
+            assert_eq!(following.fetched(number), [""; 0]);
+            following
+        }
+
+        fn ask(&mut self) {
+            self.fetches += 1;
+            self.follower.handle_asked(self.fetches);
+        }
+
+        /// The fetch found this version.
+        fn fetched(&mut self, number: u64) -> Vec<String> {
+            let mut told = Vec::new();
+            self.follower
+                .handle_fetched(self.fetches, record(number), self.setting, &mut told);
+            words(told)
+        }
+
+        fn hear(&mut self, (base, changes): (Version, Vec<Change>)) -> Vec<String> {
+            let mut told = Vec::new();
+            self.follower
+                .handle_changes(base, changes, self.setting, &mut told);
+            words(told)
+        }
+
+        /// The record was deleted here, which made this version.
+        fn deleted(&mut self, number: u64) -> Vec<String> {
+            let mut told = Vec::new();
+            self.follower
+                .handle_deleted(number, number, self.setting, &mut told);
+            words(told)
+        }
+    }
+
+    fn words(told: Vec<Told>) -> Vec<String> {
+        let word = |told| match told {
+            Told::Jump { record, back: true } => format!("back to {}", record.version.number),
+            Told::Jump { record, .. } => format!("on to {}", record.version.number),
+            Told::Next { version, change } => match change.kind {
+                RecordChangeKind::Deleted => format!("{version} deletes"),
+                RecordChangeKind::Full(_) | RecordChangeKind::Patch(_) => version.to_string(),
+            },
+        };
+        told.into_iter().map(word).collect()
+    }
+
     #[test]
     fn a_gap_lasts_no_longer_because_more_comes_ahead() {
         let start = origin();
@@ -479,5 +571,129 @@ mod tests {
             follower.handle_changes(base, changes, setting, &mut told);
         }
         assert!(follower.is_behind(), "too much to wait for what is missing");
+    }
+
+    #[test]
+    fn a_fetch_holds_the_newest_for_as_many_bytes_as_may_be_held() {
+        let hear_all = || {
+            let mut following = Following::asked();
+            // Three of them fit.
+            for number in 2..=10 {
+                following.hear(change_of(number, HELD_BYTES_MAX / 3));
+            }
+            following
+        };
+        let mut following = hear_all();
+        assert_eq!(following.fetched(7), ["8", "9", "10"]);
+        assert_eq!(following.follower.name(), "live");
+        let mut following = hear_all();
+        assert_eq!(following.fetched(6), [""; 0], "the next was let go of");
+        assert_eq!(following.follower.name(), "gap");
+    }
+
+    #[test]
+    fn one_change_ahead_may_be_of_any_length() {
+        let mut following = Following::live(1);
+        assert_eq!(following.hear(change_of(3, 2 * HELD_BYTES_MAX)), [""; 0]);
+        assert_eq!(following.follower.name(), "gap");
+        assert_eq!(following.hear(change(2)), ["2", "3"]);
+        let many = HELD_UPDATES_MAX as u64 + 10;
+        assert_eq!(following.hear(changes_from(5, many)), [""; 0]);
+        assert_eq!(following.follower.name(), "gap");
+        assert_eq!(following.hear(change(4)).len() as u64, 1 + many);
+        assert_eq!(following.follower.name(), "live");
+    }
+
+    #[test]
+    fn several_changes_ahead_are_held_up_to_a_number() {
+        let max = HELD_UPDATES_MAX as u64;
+        for (more, name) in [(0, "gap"), (1, "behind"), (2, "behind")] {
+            let mut following = Following::live(1);
+            following.hear(changes_from(3, 1));
+            following.hear(changes_from(4, max - 1 + more));
+            assert_eq!(following.follower.name(), name, "{more} more");
+        }
+    }
+
+    #[test]
+    fn several_changes_ahead_are_held_up_to_a_length() {
+        for (more, name) in [(0, "gap"), (1, "behind"), (2, "behind")] {
+            let mut following = Following::live(1);
+            following.hear(change_of(3, 100));
+            following.hear(change_of(4, HELD_BYTES_MAX - 100 + more));
+            assert_eq!(following.follower.name(), name, "{more} more");
+        }
+    }
+
+    #[test]
+    fn what_was_held_and_told_takes_no_room_from_what_comes() {
+        let mut following = Following::live(1);
+        // Far more in all than may be held at once.
+        for first in (2..400).step_by(3) {
+            following.hear(change_of(first + 2, HELD_BYTES_MAX / 40));
+            following.hear(change_of(first + 1, HELD_BYTES_MAX / 40));
+            assert_eq!(following.follower.name(), "gap", "{first}");
+            let told = following.hear(change_of(first, HELD_BYTES_MAX / 40));
+            assert_eq!(told.len(), 3, "{first}");
+        }
+    }
+
+    #[test]
+    fn what_is_heard_again_or_says_nothing_takes_no_room() {
+        let mut following = Following::live(1);
+        for _ in 0..HELD_UPDATES_MAX {
+            assert_eq!(following.hear(change(3)), [""; 0]);
+            assert_eq!(following.hear(change(4)), [""; 0]);
+        }
+        assert_eq!(following.hear(change(2)), ["2", "3", "4"]);
+        assert_eq!(following.hear((version(9), Vec::new())), [""; 0]);
+        assert_eq!(following.follower.name(), "live", "nothing is awaited");
+    }
+
+    #[test]
+    fn a_deletion_here_is_told_at_once_if_it_is_the_next_version() {
+        let mut following = Following::live(1);
+        assert_eq!(
+            following.deleted(3),
+            [""; 0],
+            "a notice tells what it follows"
+        );
+        assert_eq!(following.deleted(2), ["2 deletes"]);
+        assert_eq!(following.hear(change(3)), ["3"]);
+    }
+
+    #[test]
+    fn a_fetch_from_before_the_store_was_away_is_begun_anew() {
+        let mut following = Following::asked();
+        following.follower.handle_restored();
+        assert!(following.follower.is_behind());
+        assert_eq!(following.fetched(1), [""; 0]);
+        assert!(following.follower.is_behind(), "it is not awaited any more");
+        following.ask();
+        following.fetched(1);
+        following.follower.handle_restored();
+        assert_eq!(following.follower.name(), "live");
+    }
+
+    #[test]
+    fn a_fetch_that_finds_what_was_told_tells_nothing() {
+        let mut following = Following::live(2);
+        following.ask();
+        assert_eq!(following.fetched(2), [""; 0]);
+        assert!(!following.follower.went_back());
+    }
+
+    #[test]
+    fn a_step_back_is_remembered_when_the_record_is_ahead_again() {
+        let mut following = Following::live(2);
+        following.ask();
+        assert_eq!(following.fetched(5), ["on to 5"]);
+        assert!(!following.follower.went_back());
+        following.ask();
+        assert_eq!(following.fetched(3), ["back to 3"]);
+        assert!(following.follower.went_back());
+        following.ask();
+        assert_eq!(following.fetched(9), ["on to 9"]);
+        assert!(following.follower.went_back());
     }
 }
