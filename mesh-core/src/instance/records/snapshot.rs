@@ -79,7 +79,7 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::{PATCHES_MAX, Snapshot};
+    use super::{PATCHES_MAX, Snapshot, WORK_BYTES_MAX};
     use crate::{
         backend::{Json, Record, Version},
         record::PatchError,
@@ -130,5 +130,41 @@ mod tests {
             Err(misfit)
         );
         assert_eq!(snapshot.version(), version(2));
+    }
+
+    #[test]
+    fn patches_as_long_as_the_value_wait_and_longer_ones_do_not() {
+        let patch = r#"[{"op":"add","path":"","value":1}]"#;
+        for (less, waiting) in [(0, 1), (1, 0)] {
+            let mut snapshot = Snapshot::new(Record {
+                value: Some("1".repeat(patch.len() - less).into()),
+                version: version(1),
+            });
+            snapshot
+                .patch(version(2), patch.into(), false, BYTES_MAX)
+                .unwrap();
+            assert_eq!(snapshot.patches.len(), waiting, "{less} less");
+        }
+    }
+
+    #[test]
+    fn patches_of_a_long_value_wait_for_no_more_work_than_a_reader_may() {
+        const WAITING_MAX: usize = PATCHES_MAX / 2;
+        let (head, tail) = (r#"{"n":0,"pad":""#, r#""}"#);
+        let pad = "x".repeat(WORK_BYTES_MAX / WAITING_MAX - head.len() - tail.len());
+        let mut snapshot = Snapshot::new(Record {
+            value: Some(format!("{head}{pad}{tail}").into()),
+            version: version(1),
+        });
+        for number in 2..100 {
+            let value = number % 10;
+            let patch = format!(r#"[{{"op":"replace","path":"/n","value":{value}}}]"#);
+            snapshot
+                .patch(version(number), patch.into(), false, BYTES_MAX)
+                .unwrap();
+            // The one behind the last that may wait has them all applied.
+            let waiting = (number - 1) as usize % (WAITING_MAX + 1);
+            assert_eq!(snapshot.patches.len(), waiting);
+        }
     }
 }
