@@ -12,6 +12,7 @@ use crate::{
     backend::{Name, Op, Record as Stored, RecordChange, RecordChangeKind, Reply, Version},
     instance::{Action, InstanceError, RecordWrite},
     protocol::builtin::RecordMode,
+    websocket::TextFrame,
 };
 
 fn fate() -> impl Strategy<Value = Fate> {
@@ -325,4 +326,55 @@ fn a_write_for_which_there_is_no_room_is_refused_at_once() {
     // All of them wait for the record to be read.
     let refused = (WAITING_MAX, Err(InstanceError::TooManyWrites));
     assert_eq!(told, Some(refused));
+}
+
+#[test]
+fn who_was_too_slow_is_told_a_deletion_unless_the_store_went_back() {
+    let mut shard = Shard::new();
+    let record = Name::from("r");
+    let stored = |number| Stored {
+        value: None,
+        version: Version { number, stamp: 1 },
+    };
+    // The events for who refreshes, once all is answered.
+    let settle = |shard: &mut Shard, stored: &Stored| {
+        let (instance, mut events) = (&mut shard.instance, Vec::new());
+        while let Some(action) = instance.poll_action() {
+            match action {
+                Action::Backend { token, op } => {
+                    let reply = match op {
+                        Op::Record { .. } => Reply::Record(stored.clone()),
+                        Op::RecordVersions { .. } => Reply::RecordVersions(vec![stored.version]),
+                        _ => Reply::Done,
+                    };
+                    instance.handle_backend(token, Ok(reply), origin());
+                }
+                Action::RecordRefreshed { frame, .. } => {
+                    events.push(frame.expect("it is subscribed").text().to_owned());
+                }
+                _ => {}
+            }
+        }
+        events
+    };
+    let refresh = |shard: &mut Shard, stored: &Stored| {
+        let instance = &mut shard.instance;
+        instance.refresh_record(&record, &id(1), 1, origin());
+        settle(shard, stored)
+    };
+    let instance = &mut shard.instance;
+    instance.subscribe_record(&record, id(1), 1, RecordMode::Full, 1, origin());
+    settle(&mut shard, &stored(5));
+    let events = refresh(&mut shard, &stored(5));
+    assert!(
+        events.len() == 1 && !events[0].contains("null"),
+        "{events:?}"
+    );
+    // A subscriber that holds version 5 would pass over the deletion that made version 3.
+    let gap = |channel: &Name| TextFrame::new(channel);
+    shard.instance.handle_restored(gap, 2, origin());
+    settle(&mut shard, &stored(3));
+    let events = refresh(&mut shard, &stored(3));
+    let value = r#""full":null,"version":3"#;
+    assert!(events.len() == 1 && events[0].contains(value), "{events:?}");
 }
