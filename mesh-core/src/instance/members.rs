@@ -138,6 +138,8 @@ impl<C: Clone> Members<C> {
 
 #[cfg(test)]
 mod tests {
+    use std::hash::BuildHasher;
+
     use super::{KEPT_CAPACITY, Seeded, Table, take};
 
     fn full(len: usize) -> Table<usize, usize> {
@@ -200,5 +202,12 @@ mod tests {
             take(&mut table, &n);
         }
         assert_eq!(table.capacity(), capacity);
+    }
+
+    #[test]
+    fn where_a_name_is_in_a_table_is_not_known_without_the_seed() {
+        let hash = |seed| Seeded::new(&[seed; 32]).hash_one("name");
+        assert_eq!(hash(1), hash(1));
+        assert_ne!(hash(1), hash(2));
     }
 }

@@ -264,6 +264,33 @@ mod tests {
         now - done.at <= REPEAT_TIME_MAX
     }
 
+    #[test]
+    fn an_answer_is_kept_no_longer_than_it_may_be_asked_for_again() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "an arbitrary origin; every later instant is simulated"
+        )]
+        let start = Instant::now();
+        let (name, mut records) = (Name::from("a"), Records::default());
+        let second = Duration::from_secs(1);
+        let times = [
+            (Duration::ZERO, 1),
+            (REPEAT_TIME_MAX, 2),
+            (REPEAT_TIME_MAX + second, 2),
+            (3 * REPEAT_TIME_MAX, 1),
+        ];
+        for (stamp, (after, kept)) in (1..).zip(times) {
+            let update = RecordUpdate {
+                stamp,
+                value: "1".into(),
+                patch: None,
+            };
+            let base = records.version(&name);
+            records.publish(name.clone(), base, vec![update], start + after);
+            assert_eq!(records.records[&name].answers.len(), kept, "{after:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn versions_have_no_gap_and_each_is_made_once(steps in vec(step(), 0..80)) {
