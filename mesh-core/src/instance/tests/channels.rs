@@ -1,5 +1,5 @@
 use super::{KEPT_BYTES_MAX, LISTED_BYTES_MAX, Shard, id, subscribed};
-use crate::backend::Reply;
+use crate::{backend::Reply, websocket::TextFrame};
 
 fn history(messages: &[&str]) -> Reply {
     Reply::History(messages.iter().map(|m| m.to_string().into()).collect())
@@ -40,6 +40,20 @@ fn a_message_of_a_topic_that_is_given_back_is_nobodys() {
     assert_eq!(shard.message("c", "late"), [""; 0]);
     assert_eq!(shard.ok(2, Reply::Done), ["3: subscribe c"]);
     assert_eq!(shard.ok(3, Reply::Done), [subscribed(3)]);
+}
+
+#[test]
+fn as_much_as_may_be_kept_follows_the_history() {
+    let header = TextFrame::new("").len();
+    let message = "m".repeat(KEPT_BYTES_MAX - header);
+    let mut shard = Shard::new();
+    shard.subscribe("c", 1, 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.message("c", &message);
+    assert_eq!(
+        shard.ok(2, history(&[])),
+        [subscribed(1), format!("to 1: {message}")]
+    );
 }
 
 #[test]
@@ -170,4 +184,20 @@ fn a_second_subscription_without_history_is_answered_with_the_first() {
         shard.ok(1, Reply::Done),
         [subscribed(1), subscribed(2), "release 1".to_owned()]
     );
+}
+
+#[test]
+fn any_number_of_subscriptions_without_history_is_answered_behind_one_with_it() {
+    const MANY: u32 = 50_000;
+    let mut shard = Shard::new();
+    shard.subscribe("c", 1, 1, 1);
+    shard.ok(1, Reply::Done);
+    for token in 2..=MANY {
+        let id = id(1);
+        shard.instance.subscribe(&"c".into(), id, 1, 0, token);
+    }
+    // One behind the other, not one within the other: a stack holds no such number.
+    let told = shard.ok(2, history(&[]));
+    assert_eq!(told.len() as u32, 2 * MANY - 1);
+    assert_eq!(told[told.len() - 2], subscribed(MANY));
 }
