@@ -330,9 +330,7 @@ impl<C: Clone, T> Rooms<C, T> {
         if let Some(error) = &refused {
             // Whoever waited for nothing but the topic has failed with it. The next request asks anew.
             for number in self.ready(room) {
-                if self.is_join(room, number) {
-                    self.finish(room, number, Err(error.clone().into()), actions);
-                }
+                self.finish(room, number, Err(error.clone().into()), actions);
             }
         }
         self.start_ready(room, actions);
@@ -348,10 +346,7 @@ impl<C: Clone, T> Rooms<C, T> {
         let Some(state) = self.rooms.get(room) else {
             return false;
         };
-        let mut ready = self.ready(room).into_iter();
-        state.members.is_empty()
-            && !state.requests.is_empty()
-            && !ready.any(|number| self.is_join(room, number))
+        state.members.is_empty() && !state.requests.is_empty() && self.ready(room).is_empty()
     }
 
     /// The answer to what a request asked of the backend.
@@ -513,7 +508,8 @@ impl<C: Clone, T> Rooms<C, T> {
         }
     }
 
-    /// The requests that no earlier one is in the way of.
+    /// The requests that no earlier one is in the way of, but that have not started. Between two events they are joins that wait for the
+    /// topic: everything else is started as soon as it can be.
     fn ready(&self, room: &Name) -> Vec<u64> {
         let Some(state) = self.rooms.get(room) else {
             return Vec::new();
@@ -550,13 +546,6 @@ impl<C: Clone, T> Rooms<C, T> {
                     && self.asked.range(first..this).next().is_none()
             }
         }
-    }
-
-    fn is_join(&self, room: &Name, number: u64) -> bool {
-        self.rooms
-            .get(room)
-            .and_then(|room| room.requests.get(&number))
-            .is_some_and(|request| matches!(request.kind, Kind::Join { .. }))
     }
 
     /// Nothing is in the way of this request but, for a join, the topic. True if it was answered at once.
@@ -857,6 +846,10 @@ impl<C: Clone, T> Rooms<C, T> {
             let known = |number: &u64| room.requests.contains_key(number);
             assert!(room.waiting.iter().all(known), "{name}");
             assert!(room.clears.iter().all(known), "{name}");
+            for number in self.ready(name) {
+                let waits = matches!(room.requests[&number].kind, Kind::Join { .. });
+                assert!(waits && !room.topic.is_held(), "{name} {number}");
+            }
             let used = !room.members.is_empty() || !room.requests.is_empty();
             assert!(used || room.topic != Topic::Idle, "{name} is nothing");
         }
