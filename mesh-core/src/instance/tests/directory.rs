@@ -26,12 +26,6 @@ fn changed(json: &str, revision: u64) -> Reply {
     Reply::Changed(Some(document(json, revision)))
 }
 
-fn restored(shard: &mut Shard, token: u32) -> Vec<String> {
-    let gap = |channel: &crate::backend::Name| crate::websocket::TextFrame::new(channel);
-    shard.instance.handle_restored(gap, token, super::origin());
-    shard.told()
-}
-
 fn metadata(shard: &Shard) -> Option<Json> {
     shard.instance.metadata(&id(1)).expect("it is here")
 }
@@ -122,7 +116,7 @@ fn a_connection_opens_without_the_store_and_is_registered_on_its_return() {
     shard.told();
     assert_eq!(shard.fail(1), ["1 = Opened"]);
     assert!(shard.instance.connections().contains(&id(1)));
-    assert_eq!(restored(&mut shard, 2), ["2: restore i.1"]);
+    assert_eq!(shard.restored(2), ["2: restore i.1"]);
     let (changed, ended) = (Vec::new(), Vec::new());
     assert_eq!(
         shard.ok(2, Reply::Restored { changed, ended }),
@@ -136,7 +130,7 @@ fn a_registration_from_before_an_outage_is_made_up_for() {
         let mut shard = Shard::new();
         shard.instance.handle_open(&id(1), 1, None, 1);
         shard.told();
-        assert_eq!(restored(&mut shard, 2), ["2 = Restored"]);
+        assert_eq!(shard.restored(2), ["2 = Restored"]);
         set(&mut shard, "1", 3);
         // It was under way before the store was lost; what came later follows the registration.
         let told = if is_lost {
@@ -148,14 +142,14 @@ fn a_registration_from_before_an_outage_is_made_up_for() {
         // Lost once more: the next return states everything.
         assert_eq!(shard.fail(2), ["3: set metadata of i.1"]);
         assert_eq!(shard.fail(3), ["3 fails: unavailable"]);
-        assert_eq!(restored(&mut shard, 4), ["4: restore i.1"]);
+        assert_eq!(shard.restored(4), ["4: restore i.1"]);
     }
 }
 
 #[test]
 fn what_concerns_a_connection_waits_until_it_is_stated() {
     let mut shard = opened();
-    assert_eq!(restored(&mut shard, 2), ["2: restore i.1"]);
+    assert_eq!(shard.restored(2), ["2: restore i.1"]);
     assert_eq!(set(&mut shard, "1", 3), [""; 0]);
     shard.instance.handle_close(&id(1), 4);
     assert_eq!(shard.told(), ["3 fails: the connection is closed"]);
@@ -169,9 +163,9 @@ fn what_concerns_a_connection_waits_until_it_is_stated() {
 #[test]
 fn a_restoration_that_another_begins_behind_has_failed() {
     let mut shard = opened();
-    assert_eq!(restored(&mut shard, 2), ["2: restore i.1"]);
+    assert_eq!(shard.restored(2), ["2: restore i.1"]);
     assert_eq!(
-        restored(&mut shard, 3),
+        shard.restored(3),
         ["2 fails: unavailable", "3: restore i.1"]
     );
     assert!(shard.fail(2).is_empty());
@@ -186,7 +180,7 @@ fn a_restoration_that_another_begins_behind_has_failed() {
 fn the_newest_metadata_counts() {
     let mut shard = opened();
     set(&mut shard, "1", 2);
-    assert_eq!(restored(&mut shard, 3), ["3: restore i.1"]);
+    assert_eq!(shard.restored(3), ["3: restore i.1"]);
     let changed = vec![(id(1), document("3", 3))];
     let ended = Vec::new();
     assert_eq!(

@@ -17,6 +17,7 @@ use super::{Action, Instance, InstanceError, OpToken, Options, Outcome, Seeded};
 use crate::{
     backend::{BackendError, ConnectionId, Name, Op, Record, Reply, Topic},
     protocol::{Dialect, builtin::RecordMode},
+    relay::Membership,
     websocket::TextFrame,
 };
 
@@ -112,6 +113,13 @@ impl Shard {
 
     fn gone(&mut self, connection: u32) -> Vec<String> {
         self.instance.handle_gone(&id(connection), origin());
+        self.told()
+    }
+
+    /// The store was out of reach and is back.
+    fn restored(&mut self, token: u32) -> Vec<String> {
+        let gap = |channel: &Name| TextFrame::new(channel);
+        self.instance.handle_restored(gap, token, origin());
         self.told()
     }
 
@@ -225,6 +233,42 @@ fn an_answer_counts_once_and_only_if_it_was_asked_for() {
     assert!(shard.fail(1).is_empty());
     assert_eq!(shard.ok(2, NEW), [joined(1, true)]);
     assert!(shard.ok(2, NEW).is_empty());
+}
+
+#[test]
+fn a_connection_holds_what_it_was_told_that_it_has_and_nothing_of_that_name() {
+    let held = |shard: &Shard, connection| {
+        [
+            Membership::Channel("n".into()),
+            Membership::Record("n".into()),
+            Membership::Room("n".into()),
+        ]
+        .map(|it| shard.instance.holds(&it, &id(connection)))
+    };
+    let mut shard = Shard::new();
+    shard.join("n", 1, 1);
+    assert_eq!(held(&shard, 1), [false; 3], "it is under way");
+    shard.ok(1, Reply::Done);
+    shard.ok(2, NEW);
+    assert_eq!(held(&shard, 1), [false, false, true]);
+    shard.subscribe("n", 1, 0, 2);
+    shard.ok(3, Reply::Done);
+    assert_eq!(held(&shard, 1), [true, false, true]);
+    let (name, id) = (Name::from("n"), id(2));
+    let instance = &mut shard.instance;
+    instance.subscribe_record(&name, id, 2, RecordMode::Full, 3, origin());
+    while let Some(action) = instance.poll_action() {
+        let Action::Backend { token, op } = action else {
+            continue;
+        };
+        let reply = match op {
+            Op::Record { .. } => Reply::Record(Record::default()),
+            _ => Reply::Done,
+        };
+        instance.handle_backend(token, Ok(reply), origin());
+    }
+    assert_eq!(held(&shard, 2), [false, true, false]);
+    assert_eq!(held(&shard, 3), [false; 3]);
 }
 
 #[test]

@@ -21,6 +21,12 @@ fn new_in(generation: u64) -> Reply {
     }
 }
 
+/// The store took over all that was stated.
+fn all_stated() -> Reply {
+    let (changed, ended) = (Vec::new(), Vec::new());
+    Reply::Restored { changed, ended }
+}
+
 #[test]
 fn a_topic_is_held_from_the_first_member_to_the_last() {
     let mut shard = joined_shard();
@@ -292,6 +298,56 @@ fn a_connection_that_goes_in_the_middle_of_its_join_is_nowhere() {
     );
     shard.ok(3, Reply::Done);
     assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn nobody_is_asked_about_a_member_that_is_gone() {
+    let mut shard = Shard::new();
+    shard.join("r", 1, 1);
+    shard.ok(1, Reply::Done);
+    shard.instance.handle_member_removed(&"r".into(), &id(1));
+    assert_eq!(shard.gone(1), ["3: unsubscribe r"]);
+    assert_eq!(
+        shard.ok(2, NEW),
+        ["1 fails: the connection is closed", "release 1"]
+    );
+    shard.ok(3, Reply::Done);
+    assert!(shard.instance.is_empty());
+}
+
+#[test]
+fn a_clearing_from_before_an_outage_happens_once_more() {
+    let mut shard = joined_shard();
+    shard.instance.clear(&"r".into(), 2);
+    assert_eq!(shard.told(), ["3: clear r"]);
+    assert_eq!(shard.restored(3), ["4: restore i.1 in r"]);
+    // What it did may be lost with the store.
+    assert_eq!(shard.ok(3, Reply::Cleared { generation: 1 }), [""; 0]);
+    assert_eq!(shard.ok(4, all_stated()), ["5: clear r", "3 = Restored"]);
+    assert_eq!(
+        shard.ok(5, Reply::Cleared { generation: 1 }),
+        [
+            "release 1",
+            "6: forget i.1 in r",
+            "2 = Cleared { generation: 1 }",
+            "7: unsubscribe r"
+        ]
+    );
+}
+
+#[test]
+fn a_membership_is_not_over_because_the_store_said_so_before_an_outage() {
+    let mut shard = joined_shard();
+    shard.instance.handle_member_removed(&"r".into(), &id(1));
+    assert_eq!(shard.told(), ["3: is i.1 in r"]);
+    assert_eq!(shard.restored(2), ["4: restore i.1 in r"]);
+    assert_eq!(shard.ok(3, Reply::Flag(false)), [""; 0]);
+    assert_eq!(
+        shard.ok(4, all_stated()),
+        ["5: is i.1 in r", "2 = Restored"]
+    );
+    assert_eq!(shard.ok(5, Reply::Flag(true)), [""; 0]);
+    assert!(shard.instance.is_member("r", &id(1)));
 }
 
 #[test]
