@@ -252,8 +252,8 @@ impl<C: Clone, T> Records<C, T> {
         if let Err(error) = result
             && subscribing
         {
+            // All who want it wait, as nobody is subscribed without a topic: it is taken again when the next one comes.
             self.refuse(name, error, actions);
-            self.retry_later(name, now);
         }
         self.settle(name, now, actions);
     }
@@ -432,13 +432,11 @@ impl<C: Clone, T> Records<C, T> {
             record.follower = Follower::new();
             record.retry_at = None;
         }
-        let held_back = wanted && (self.is_lost || record.retry_at.is_some());
-        if !(record.topic == Topic::Idle && held_back)
-            && let Some(op) = record.topic.settle(wanted)
-        {
+        if let Some(op) = record.topic.settle(wanted) {
             let origin = Origin::RecordTopic(name.clone());
             actions.ask(origin, op.of(backend::Topic::Record(name.clone())));
         }
+        let held_back = self.is_lost || record.retry_at.is_some();
         if wanted && record.topic.is_held() && record.follower.is_behind() && !held_back {
             self.fetches += 1;
             self.resyncs += u64::from(record.has_subscribers());
@@ -618,6 +616,8 @@ impl<C: Clone, T> Records<C, T> {
             );
             let both = record.full.ids().find(|id| record.patch.contains(id));
             assert_eq!(both, None, "subscribed to {name} twice");
+            let held = record.topic.is_held() || !record.has_subscribers();
+            assert!(held, "{name} has subscribers, and no topic");
             deadlines.extend(record.deadline.map(|at| (at, name.clone())));
             let used = record.is_wanted()
                 || record.topic != Topic::Idle
