@@ -676,13 +676,27 @@ mod tests {
         assert_eq!(batched(None, vec![long("a"), long("b")]), 1);
         let longer = |letter| text(letter, 2 * MIB);
         assert_eq!(batched(None, vec![longer("a"), longer("b")]), 1);
+        // Up to the bound, and no further.
+        let around = r#"[{"op":"replace","path":"","value":""}]"#.len();
+        let half = |letter, more| text(letter, BATCH_BYTES_MAX / 2 - around + more);
+        assert_eq!(batched(None, vec![half("a", 0), half("b", 0)]), 2);
+        assert_eq!(batched(None, vec![half("a", 0), half("b", 1)]), 1);
+        let many = (0..=BATCH_UPDATES_MAX).map(|number| Json::from(number.to_string()));
+        assert_eq!(batched(None, many.collect()), BATCH_UPDATES_MAX);
 
         // What they make of a long value is short, but the values are held as well.
         let value = |number: u32, len: usize| {
             let filler = "x".repeat(len);
             Json::from(format!(r#"{{"filler":"{filler}","number":{number}}}"#))
         };
-        for (len, together) in [(MIB, 2), (3 * MIB, 1), (5 * MIB, 1)] {
+        let half = BATCH_VALUES_BYTES_MAX / 2 - value(1, 0).len();
+        for (len, together) in [
+            (MIB, 2),
+            (half, 2),
+            (half + 1, 1),
+            (3 * MIB, 1),
+            (5 * MIB, 1),
+        ] {
             let values = vec![value(1, len), value(2, len)];
             assert_eq!(
                 batched(Some(value(0, len)), values),
@@ -717,5 +731,35 @@ mod tests {
             let answered: Vec<_> = answers.iter().map(|(token, _)| *token).collect();
             assert_eq!(answered, [1, 2]);
         }
+    }
+
+    #[test]
+    fn a_batch_starts_from_the_newest_that_is_known_in_doubt_from_what_was_made_here() {
+        let record = |(number, stamp)| {
+            let version = Version { number, stamp };
+            let value = None;
+            Some(Record { value, version })
+        };
+        for (known, made, newest) in [
+            ((1, 1), (4, 2), (4, 2)),
+            ((5, 1), (4, 2), (5, 1)),
+            ((4, 1), (4, 2), (4, 2)),
+        ] {
+            assert_eq!(newer(record(known), record(made)), record(newest));
+        }
+    }
+
+    #[test]
+    fn a_value_is_at_hand_while_it_is_being_made() {
+        let mut writers = Writers::new();
+        writers.push(RecordWrite::Replace("1".into()), 1).unwrap();
+        assert_eq!(writers.value_of(1), None);
+        let (asked, _) = next(&mut writers, None, usize::MAX);
+        assert!(matches!(asked, Some(Op::PublishRecord { .. })), "{asked:?}");
+        assert_eq!(writers.value_of(1), Some(&"1".into()));
+        assert_eq!(writers.value_of(2), None);
+        let published = Reply::Published { first: 1 };
+        writers.handle_backend(Ok(published), false, origin(), &mut Vec::new());
+        assert_eq!(writers.value_of(1), None);
     }
 }
