@@ -1,5 +1,6 @@
 //! Records: any order of events and answers, and cases worth a name.
 
+mod cases;
 mod world;
 
 use std::{cell::RefCell, collections::BTreeMap};
