@@ -66,3 +66,96 @@ async fn serve_when_upgraded(
         .unwrap_or_else(|upgraded| server.socket(FromHyper(upgraded), &[]));
     server.serve(admission, socket).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use http_body_util::Full;
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+
+    use super::*;
+    use crate::driver::{
+        http1::ToHyper,
+        testkit::{Pipe, Sim, pipe},
+    };
+
+    const UPGRADE: &[u8] =
+        b"GET / HTTP/1.1\r\nhost: mesh\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+    fn through_hyper(_: &MeshServer, upgraded: Upgraded) -> Result<Box<dyn Socket>, Upgraded> {
+        Err(upgraded)
+    }
+
+    /// Another server, which has this request before it, and its client, who takes up to 16 bytes of the answer at a time.
+    fn ask(sim: &Sim, server: &MeshServer, request: &'static [u8]) -> Pipe {
+        let (mut near, far) = pipe(16);
+        let server = server.clone();
+        drop(sim.start(async move {
+            let service = service_fn(|request: hyper::Request<Incoming>| {
+                let server = server.clone();
+                Box::pin(async move {
+                    let remote = ([10, 0, 0, 7], 1).into();
+                    let answer = server.upgrade_http1(request, remote, through_hyper).await;
+                    Ok::<_, Infallible>(answer.map(Full::new))
+                })
+            });
+            let connection = http1::Builder::new()
+                .serve_connection(ToHyper(far), service)
+                .with_upgrades();
+            let _ = connection.await;
+        }));
+        sim.wait(async move {
+            near.write_all(request).await.unwrap();
+            near
+        })
+    }
+
+    /// What the client reads once it does, until it has read `end`, or the stream is over.
+    fn read(sim: &Sim, near: Pipe, end: Option<&'static str>) -> (String, Pipe) {
+        let mut near = near;
+        sim.wait(async move { (near.read_until(end).await, near) })
+    }
+
+    #[test]
+    fn a_stream_that_another_server_upgrades_in_time_is_served() {
+        let sim = Sim::new();
+        let server = sim.server();
+        let near = ask(&sim, &server, UPGRADE);
+        sim.advance(server.limits().handshake_time_max - Duration::from_millis(1));
+        let (head, near) = read(&sim, near, Some("\r\n\r\n"));
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+        sim.run();
+        let connection = server.inner.all_local().remove(0);
+        assert_eq!(connection.remote_addr(), Some(([10, 0, 0, 7], 1).into()));
+        drop(near);
+        sim.run();
+        assert_eq!(server.health().connections, 0);
+    }
+
+    #[test]
+    fn a_stream_that_another_server_upgrades_too_late_is_dropped() {
+        let sim = Sim::new();
+        let server = sim.server();
+        let near = ask(&sim, &server, UPGRADE);
+        assert_eq!(server.health().connections, 1, "its place is taken");
+        sim.advance(server.limits().handshake_time_max);
+        assert_eq!(server.health().connections, 0);
+        let (answer, _) = read(&sim, near, None);
+        assert!(answer.ends_with("\r\n\r\n"), "nothing follows: {answer}");
+    }
+
+    #[test]
+    fn a_request_that_is_no_upgrade_gets_an_answer_of_meshs_own() {
+        let sim = Sim::new();
+        let near = ask(
+            &sim,
+            &sim.server(),
+            b"GET /nothing HTTP/1.1\r\nhost: mesh\r\n\r\n",
+        );
+        let (answer, _) = read(&sim, near, Some("\r\n\r\n"));
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
+}
