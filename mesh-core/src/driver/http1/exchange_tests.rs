@@ -1,6 +1,6 @@
 //! The front door on a stream in memory and a simulated clock.
 
-use std::{future::pending, time::Instant};
+use std::{future::pending, task::Context, time::Instant};
 
 use futures_channel::oneshot;
 use http::StatusCode;
@@ -223,6 +223,54 @@ fn an_idle_connection_ends_when_the_server_stops() {
     let serving = serve_until(&sim, far, async { Leaving::AfterExchange });
     sim.run();
     assert!(serving.take().unwrap().upgraded.is_none());
+}
+
+/// A stream whose end the peer does not take for a while.
+struct Slow {
+    io: Pipe,
+    end: Pin<Box<dyn Timer>>,
+}
+
+impl ByteStream for Slow {
+    fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<std::io::Result<usize>> {
+        self.io.poll_read(cx, buffer)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.io.poll_write(cx, buffer)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.io.poll_flush(cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        self.end.as_mut().poll(cx).map(Ok)
+    }
+}
+
+#[test]
+fn a_stream_has_a_second_to_end() {
+    let ms = Duration::from_millis;
+    for (takes, given) in [(ms(999), ms(999)), (ms(2_000), ms(1_000))] {
+        let (sim, start) = with_start();
+        let (_near, io) = pipe(4 << 10);
+        let runtime = sim.runtime();
+        let serving = sim.start(async move {
+            let timer = runtime.sleep_until(runtime.now() + TIME_MAX);
+            let end = runtime.sleep_until(runtime.now() + takes);
+            let leave = async { Leaving::AfterExchange };
+            let io = Slow { io, end };
+            let upgraded = serve(io, &*runtime, timer, TIME_MAX, leave, decide).await;
+            (upgraded.is_none(), runtime.now())
+        });
+        sim.advance(TIME_MAX);
+        assert_eq!(serving.take().unwrap(), (true, start + given));
+    }
 }
 
 #[test]
