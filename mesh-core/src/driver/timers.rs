@@ -206,6 +206,62 @@ impl Timers {
 }
 
 #[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        task::Wake,
+    };
+
+    use super::*;
+    use crate::driver::testkit::Sim;
+
+    fn arm(timers: &Timers, number: u64, tick: Tick) {
+        timers.rearm(number, Due::Shard(Weak::new(), 0), None, Some(tick));
+    }
+
+    #[test]
+    fn what_is_due_is_taken_in_batches_and_nothing_before_its_time() {
+        let sim = Sim::new();
+        let timers = Timers::new(sim.now());
+        for number in 0..=BATCH as u64 {
+            arm(&timers, number, 1);
+        }
+        arm(&timers, u64::MAX, 2);
+        let taken = |since: Duration| timers.pop_due(sim.now() + since).len();
+        assert_eq!(taken(TICK - Duration::from_nanos(1)), 0);
+        assert_eq!([(); 3].map(|()| taken(TICK)), [BATCH, 1, 0]);
+        assert_eq!(taken(TICK * 2), 1);
+    }
+
+    /// Counts how often it was woken.
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn the_ticker_is_woken_for_what_comes_before_all_others_alone() {
+        let sim = Sim::new();
+        let timers = Arc::new(Timers::new(sim.now()));
+        let mut ticker = Ticker::new(Arc::clone(&timers), sim.runtime());
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        arm(&timers, 1, 5);
+        let polled = Pin::new(&mut ticker).poll(&mut Context::from_waker(&waker));
+        assert!(polled.is_pending());
+        let woken = [6, 5, 4].map(|tick| {
+            arm(&timers, tick, tick);
+            count.0.load(Ordering::Relaxed)
+        });
+        assert_eq!(woken, [0, 0, 1]);
+    }
+}
+
+#[cfg(test)]
 mod models {
     use mesh_model::{Thread, block_on, check, join_all, thread, yield_now};
 
