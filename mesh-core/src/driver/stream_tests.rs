@@ -474,6 +474,18 @@ fn a_pong_leaves_although_nothing_is_sent() {
 }
 
 #[test]
+fn a_frame_that_was_begun_leaves_with_reads_alone() {
+    let long = "x".repeat(COALESCE_BYTES_MAX);
+    let mut stream = client([]);
+    stream.io.takes = [None].into();
+    let mut queue = VecDeque::from([TextFrame::new(&long)]);
+    assert!(!send(&mut stream, &mut queue));
+    assert!(queue.is_empty() && stream.io.written.is_empty());
+    receive_all(&mut stream);
+    assert_eq!(heard(&stream), [Owned::Text(long)]);
+}
+
+#[test]
 fn a_ping_flood_from_a_peer_that_never_reads_costs_no_memory() {
     let flood = (0..2_000u32).map(|n| Read::Bytes(ping(&n.to_be_bytes().repeat(31))));
     let mut stream = server(flood);
@@ -508,6 +520,38 @@ fn short_frames_leave_in_one_write_with_the_pong_before_them() {
             .collect();
         assert_eq!(heard(&stream), all);
     }
+}
+
+#[test]
+fn one_write_holds_as_many_short_frames_as_fit_and_not_a_byte_more() {
+    // With a header of 4 bytes and a masking key, the first five fill it.
+    let mut queue: VecDeque<_> = [15_000, 15_000, 15_000, 15_000, 5_496, 0]
+        .map(|len| TextFrame::new(&"x".repeat(len)))
+        .into();
+    let mut stream = client([]);
+    stream.io.takes = [Some(usize::MAX), None].into();
+    assert!(!send(&mut stream, &mut queue));
+    assert_eq!(stream.io.written.len(), SCRATCH_BYTES);
+    assert_eq!(heard(&stream).len(), 5);
+}
+
+/// The bytes of a scratch buffer of this thread, which is given back to the system.
+fn scratch(home: &'static LocalKey<Cell<Vec<u8>>>) -> usize {
+    home.take().capacity()
+}
+
+#[test]
+fn scratch_is_kept_for_the_next_connection_and_not_used_for_a_frame_by_itself() {
+    scratch(&READ);
+    scratch(&WRITE);
+    let short = TextFrame::new("short");
+    let mut stream = server([Read::Bytes(text("hello"))]);
+    receive_all(&mut stream);
+    assert!(scratch(&READ) >= SCRATCH_BYTES);
+    assert!(send(&mut stream, &mut VecDeque::from([short.clone()])));
+    assert_eq!(scratch(&WRITE), 0, "it was copied");
+    assert!(send(&mut stream, &mut vec![short; 2].into()));
+    assert!(scratch(&WRITE) >= SCRATCH_BYTES);
 }
 
 #[test]
