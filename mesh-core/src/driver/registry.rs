@@ -350,8 +350,24 @@ impl std::fmt::Debug for Expose<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::Registrations;
+    use std::hash::Hasher as _;
+
+    use super::{Fnv, Registrations};
     use crate::protocol::Dialect;
+
+    /// Vectors of its authors: `draft-eastlake-fnv`, 64 bits.
+    #[test]
+    fn names_are_hashed_by_fnv_1a() {
+        for (name, expected) in [
+            ("", 0xcbf2_9ce4_8422_2325),
+            ("a", 0xaf63_dc4c_8601_ec8c),
+            ("foobar", 0x8594_4171_f739_67e8),
+        ] {
+            let mut hasher = Fnv::default();
+            hasher.write(name.as_bytes());
+            assert_eq!(hasher.finish(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_snapshot_is_stale_from_the_first_change_on() {
