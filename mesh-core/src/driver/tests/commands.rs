@@ -271,6 +271,29 @@ fn middleware_hands_values_and_payloads_downstream() {
 }
 
 #[test]
+fn what_middleware_put_in_is_gone_with_its_command() {
+    struct User;
+    let sim = Sim::new();
+    let server = sim.server();
+    let shown = async |ctx: Context<Value>| {
+        let is_known = ctx.extension::<User>().is_some();
+        Ok(json!([is_known, ctx.payload]))
+    };
+    server.register_command("plain", shown);
+    server
+        .register_command("refused", shown)
+        .middleware(async |ctx: Context| {
+            ctx.insert(User);
+            ctx.replace_payload("another's")?;
+            // Nobody takes what was put in.
+            Err(CommandError::new("refused").with_code("EREFUSED"))
+        });
+    let mut client = sim.connect(&server);
+    assert_eq!(client.code("refused", json!(1)), "EREFUSED");
+    assert_eq!(client.call("plain", json!(2)), json!([false, 2]));
+}
+
+#[test]
 fn the_outcome_is_told_after_the_reply() {
     let sim = Sim::new();
     let server = sim.server();
