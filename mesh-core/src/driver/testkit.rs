@@ -748,6 +748,8 @@ pub(super) struct Mood {
     pub(super) refusing: Arc<Mutex<Vec<&'static str>>>,
     /// What others keep for the instance until it is back.
     pub(super) kept: Arc<Mutex<Vec<Bytes>>>,
+    /// What was left, or not, for instances that may be away.
+    pub(super) notes: Arc<Mutex<Vec<Option<Bytes>>>>,
     /// The names of all operations so far.
     pub(super) asked: Arc<Mutex<Vec<String>>>,
     pub(super) gate: Gate,
@@ -824,6 +826,9 @@ impl Backend for Moody {
         let debug = format!("{op:?}");
         let asked = debug.split(' ').next().unwrap_or_default();
         self.mood.asked.lock().unwrap().push(asked.to_owned());
+        if let Op::KeepFor { message, .. } = &op {
+            self.mood.notes.lock().unwrap().push(message.clone());
+        }
         let is = |names: &Mutex<Vec<&'static str>>| names.lock().unwrap().contains(&asked);
         if is(&self.mood.failing) || self.mood.lost.load(Ordering::Relaxed) {
             let error = BackendError::Unavailable("moody".to_owned());

@@ -168,6 +168,17 @@ fn a_restoration_that_fails_settles_nothing_and_the_next_return_begins_anew() {
 }
 
 #[test]
+fn a_return_that_another_one_overtook_leaves_the_end_to_it() {
+    let world = World::new();
+    world.mood.restore();
+    world.mood.restore();
+    world.sim.run();
+    let mut asked = world.mood.take_asked();
+    asked.retain(|asked| asked == "Settle");
+    assert_eq!(asked.len(), 1);
+}
+
+#[test]
 fn what_was_ended_elsewhere_meanwhile_is_ended_here_on_return() {
     let mut world = World::new();
     world.ann.call("mesh/join-room", json!({"roomName": "r"}));
@@ -405,6 +416,25 @@ fn what_others_ask_of_an_instance_that_is_away_is_done_on_its_return() {
     let asked = world.mood.take_asked();
     let at = |op: &str| asked.iter().position(|asked| asked == op).unwrap();
     assert!(at("LeaveRoom") < at("Restore"), "{asked:?}");
+}
+
+#[test]
+fn a_note_is_left_for_an_instance_that_is_away_unless_the_store_tells_it_the_same() {
+    let world = World::new();
+    let banned = CloseCode::POLICY_VIOLATION;
+    let closed = on!(world, one, |s| s.disconnect("other.1", banned, "bye"));
+    assert_eq!(closed, Ok(()));
+    let removed = on!(world, one, |s| s.remove_from_room("r", "other.1"));
+    assert_eq!(removed, Ok(false));
+    let notes = std::mem::take(&mut *world.mood.notes.lock().unwrap());
+    let relay = Relay::Disconnect {
+        connection: "other.1".into(),
+        frame: CloseFrame {
+            code: banned,
+            reason: "bye".into(),
+        },
+    };
+    assert_eq!(notes, [Some(relay.encode()), None]);
 }
 
 #[test]
