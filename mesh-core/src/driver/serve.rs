@@ -299,7 +299,6 @@ impl Loop {
             match read {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(self.lost(error, now)),
-                Poll::Pending if share == 0 && !self.backlog.is_empty() => break,
                 Poll::Pending if self.sleep(cx, wants_input) => return Poll::Pending,
                 Poll::Pending => {}
             }

@@ -16,3 +16,4 @@ mod lifecycle;
 mod memberships;
 mod outage;
 mod records;
+mod turns;
