@@ -512,7 +512,13 @@ fn told(reply: Result<Reply, BackendError>) -> String {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 32,
+        failure_persistence: None,
+        // A case may wait for Redis as long as patience lasts.
+        max_shrink_time: 60_000,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn what_is_lost_and_stated_again_is_as_in_redis(steps in vec(step(), 1..120)) {
