@@ -134,7 +134,11 @@ impl World {
     fn fail_over(&mut self) {
         match self {
             Self::Redis { server, .. } => server.restart(),
-            Self::Simulated { store, .. } => store.fail_over(),
+            Self::Simulated { store, .. } => {
+                store.fail_over();
+                // What was saved still is.
+                store.replicate();
+            }
         }
     }
 }
@@ -513,7 +517,7 @@ fn told(reply: Result<Reply, BackendError>) -> String {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: 32,
+        cases: 24,
         failure_persistence: None,
         // A case may wait for Redis as long as patience lasts.
         max_shrink_time: 60_000,
