@@ -15,7 +15,7 @@ use mesh_core::backend::{
     Backend, BackendError, BoxStream, ConnectionId, Document, MetadataChange, Name, Notice, Op,
     Reply,
 };
-use mesh_tests::sim::{Clock, Node, SharedStore};
+use mesh_tests::sim::{Clock, Node, SharedStore, SimBackend};
 use mesh_tests::{Proxy, Redis};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -193,7 +193,7 @@ impl Side {
         let clock = Clock::new(0);
         let (node, store) = (clock.node(), SharedStore::with_lease(&clock, LEASE));
         let backends: Vec<_> = (0..INSTANCES).map(|_| store.backend()).collect();
-        let wires = backends.iter().map(|backend| backend.wire()).collect();
+        let wires = backends.iter().map(SimBackend::wire).collect();
         let backends = backends
             .into_iter()
             .map(|backend| Arc::new(backend) as Arc<dyn Backend>);
