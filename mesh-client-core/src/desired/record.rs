@@ -344,6 +344,21 @@ mod tests {
     use crate::time::origin;
 
     #[test]
+    fn who_subscribes_anew_is_not_granted_less_than_was_heard_meanwhile() {
+        let mut record = Record::default();
+        let [first, second] = [1, 2].map(SubscriptionId);
+        record.insert(first, RecordMode::Full);
+        record.asked();
+        record.overhear(Word::Deleted { version: 5 });
+        assert!(record.remove(first));
+        let mut out = Out::<()>::default();
+        record.insert(second, RecordMode::Full);
+        let state = RecordState::new(4, "1");
+        record.granted(state, RecordMode::Full, origin(), &mut out);
+        assert!(record.is_stale(), "it is asked for again");
+    }
+
+    #[test]
     fn a_server_has_its_time_to_catch_up_unless_it_knows_nothing() {
         let since = origin();
         let lag = Some(Lag { since, position: 1 });

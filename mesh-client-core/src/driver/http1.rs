@@ -191,16 +191,19 @@ mod tests {
         }
     }
 
-    fn upgrade_on(io: Answer) -> hyper::Result<Outcome<Answer>> {
-        let sim = Sim::new();
-        let request = Request::builder()
+    fn request() -> Request<()> {
+        Request::builder()
             .uri("/up")
             .header("host", "mesh")
             .header("connection", "upgrade")
             .header("upgrade", "websocket")
             .body(())
-            .unwrap();
-        sim.block_on(upgrade(io, request, &*sim.runtime()))
+            .unwrap()
+    }
+
+    fn upgrade_on(io: Answer) -> hyper::Result<Outcome<Answer>> {
+        let sim = Sim::new();
+        sim.block_on(upgrade(io, request(), &*sim.runtime()))
     }
 
     fn upgrade_against(answer: &[u8]) -> hyper::Result<Outcome<Answer>> {
@@ -246,6 +249,23 @@ mod tests {
             let (status, kept) = refused(&(head + &body));
             assert_eq!((status, kept.len()), (401, len.min(REFUSAL_BYTES_MAX)));
         }
+    }
+
+    #[test]
+    fn as_much_of_a_refusal_as_is_kept_is_waited_for_and_no_more() {
+        let sim = Sim::new();
+        let body = "x".repeat(REFUSAL_BYTES_MAX);
+        let answer = Answer {
+            bytes: format!("HTTP/1.1 401 Unauthorized\r\n\r\n{body}").into(),
+            sent: Vec::new(),
+            fails: false,
+        };
+        let start = sim.now();
+        let outcome = sim.block_on(upgrade(answer, request(), &*sim.runtime()));
+        let Outcome::Refused(_, kept) = outcome.unwrap() else {
+            panic!("upgraded");
+        };
+        assert_eq!((kept.len(), sim.now()), (REFUSAL_BYTES_MAX, start));
     }
 
     #[test]

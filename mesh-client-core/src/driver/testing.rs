@@ -346,6 +346,8 @@ struct NetState {
     requests: Vec<ConnectRequest>,
     wires: Vec<Wire>,
     serve: Arc<Serve>,
+    /// Held by each attempt that meets nothing.
+    trying: Arc<()>,
 }
 
 /// One connection, seen from the server.
@@ -380,6 +382,7 @@ impl Net {
             requests: Vec::new(),
             wires: Vec::new(),
             serve: Arc::new(serve),
+            trying: Arc::default(),
         })))
     }
 
@@ -439,6 +442,11 @@ impl Net {
     /// The n-th connection, counted from 0.
     pub(crate) fn wire(&self, n: usize) -> Wire {
         self.0.lock().unwrap().wires[n].clone()
+    }
+
+    /// Attempts that meet nothing and were not given up.
+    pub(crate) fn attempts(&self) -> usize {
+        Arc::strong_count(&self.0.lock().unwrap().trying) - 1
     }
 
     pub(crate) fn wires(&self) -> usize {
@@ -540,7 +548,13 @@ impl Connector for Net {
     ) -> BoxFuture<'_, Result<Box<dyn Socket>, ConnectError>> {
         match self.meet(request) {
             Some(result) => Box::pin(std::future::ready(result)),
-            None => Box::pin(std::future::pending()),
+            None => {
+                let trying = Arc::clone(&self.0.lock().unwrap().trying);
+                Box::pin(async move {
+                    let _trying = trying;
+                    std::future::pending().await
+                })
+            }
         }
     }
 }

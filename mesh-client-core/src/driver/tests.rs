@@ -22,6 +22,7 @@ use super::{
     ChannelEvent, ClientBuilder, ClientError, ConnectError, EventError, Loss, MeshClient,
     SubscriptionEnd,
     hub::panic_message,
+    shared::CLOSE_WAITERS_MAX,
     testing::{Log, Meets, Net, Sim, Wire, connect},
 };
 use crate::Status;
@@ -934,6 +935,46 @@ fn a_socket_that_takes_nothing_holds_a_bounded_backlog() {
         (20..30).contains(&full),
         "8 in flight and 7 in the queue fit, {full} did not"
     );
+}
+
+#[test]
+fn an_attempt_ends_with_a_close() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    net.otherwise(Meets::Nothing);
+    net.wire(0).cut();
+    sim.sleep(10 * SECOND);
+    assert_eq!((net.requests().len(), net.attempts()), (2, 1));
+    sim.block_on(client.close());
+    assert_eq!(net.attempts(), 0);
+}
+
+#[test]
+fn so_many_may_wait_for_a_close_and_no_more() {
+    let net = Net::kind();
+    let (_sim, client) = connect(&net);
+    let mut closing: Vec<_> = (0..=CLOSE_WAITERS_MAX)
+        .map(|_| Box::pin(client.close()))
+        .collect();
+    let waits = closing
+        .iter_mut()
+        .map(|close| close.as_mut().now_or_never().is_none());
+    assert_eq!(waits.filter(|waits| *waits).count(), CLOSE_WAITERS_MAX);
+}
+
+#[test]
+fn an_event_takes_as_much_of_a_buffer_as_its_name_and_payload() {
+    let net = Net::kind();
+    let (sim, client) = connect(&net);
+    let name = "n".repeat(1_000);
+    let mut events = client.on::<String>(&name);
+    let payload = "p".repeat(1_000);
+    for _ in 0..100 {
+        net.wire(0)
+            .text(format!(r#"{{"command":"{name}","payload":"{payload}"}}"#));
+    }
+    sim.settle();
+    assert_eq!(sim.block_on(events.next()), Some(Ok(payload)));
 }
 
 #[test]
