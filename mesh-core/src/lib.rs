@@ -56,4 +56,6 @@ pub mod protocol;
 pub mod record;
 pub mod relay;
 mod sync;
+#[cfg(test)]
+mod testing;
 pub mod websocket;

@@ -195,15 +195,13 @@ fn change_size(change: &RecordChange) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        task::Wake,
-    };
-
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::{Document, Version};
+    use crate::{
+        backend::{Document, Version},
+        testing::Wakes,
+    };
 
     type Reader = BoxStream<'static, Vec<Notice>>;
 
@@ -277,14 +275,8 @@ mod tests {
 
     #[test]
     fn the_reader_is_woken_once_per_wait() {
-        struct Count(AtomicUsize);
-        impl Wake for Count {
-            fn wake(self: Arc<Self>) {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        let count = Arc::new(Count(AtomicUsize::new(0)));
-        let waker = Waker::from(count.clone());
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(wakes.clone());
         let mailbox = Mailbox::default();
         let mut notices = mailbox.notices();
 
@@ -297,7 +289,7 @@ mod tests {
         assert!(poll(&mut notices).is_ready());
         assert!(notices.as_mut().poll_next(&mut cx).is_pending());
         mailbox.close();
-        assert_eq!(count.0.load(Ordering::Relaxed), 2);
+        assert_eq!(wakes.count(), 2);
         assert_eq!(poll(&mut notices), Poll::Ready(None));
     }
 

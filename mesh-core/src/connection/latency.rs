@@ -74,16 +74,12 @@ impl Latency {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::Latency;
+    use crate::testing::origin;
 
     const INTERVAL: Duration = Duration::from_secs(5);
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
 
     #[test]
     fn a_round_trip_longer_than_the_interval_is_measured_right() {

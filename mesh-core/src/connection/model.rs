@@ -12,13 +12,9 @@ use super::{Action, CommandToken, Config, Connection, Delivery, Received};
 use crate::{
     backend::Name,
     protocol::{CommandError, Dialect, Limits, encode},
+    testing::origin,
     websocket::{CloseCode, CloseFrame, Message, TextFrame},
 };
-
-#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-pub(super) fn origin() -> Instant {
-    Instant::now()
-}
 
 const QUEUE_MAX: usize = 1_500;
 const REPLY_MAX: usize = 500;

@@ -124,17 +124,13 @@ pub(super) struct SlowPeer;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::encode;
 
     const MAX: usize = 1_000;
 
     /// A frame of so many bytes.
     fn frame(len: usize) -> TextFrame {
-        let around = encode::event("e", "").unwrap().len();
-        let frame = encode::event("e", &"x".repeat(len - around)).unwrap();
-        // A longer payload may have a longer header.
-        let longer = frame.len() - len;
-        let frame = encode::event("e", &"x".repeat(len - around - longer)).unwrap();
+        let header = if len < 128 { 2 } else { 4 };
+        let frame = TextFrame::new(&"x".repeat(len - header));
         assert_eq!(frame.len(), len);
         frame
     }

@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Action, Command, CommandToken, Config, Connection, Delivery, Received, model::origin};
+use super::{Action, Command, CommandToken, Config, Connection, Delivery, Received};
 use crate::{
     protocol::{Limits, encode},
+    testing::origin,
     websocket::{CloseCode, CloseFrame, Message, TextFrame},
 };
 

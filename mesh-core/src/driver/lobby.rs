@@ -165,11 +165,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*, sample::Index};
 
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
+    use crate::testing::origin;
 
     const MS: Duration = Duration::from_millis(1);
 

@@ -3,19 +3,19 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll, Wake, Waker},
+    sync::Arc,
+    task::{Context, Poll, Waker},
 };
 
 use proptest::{collection::vec, prelude::*, sample::Index};
 
 use super::*;
-use crate::websocket::{
-    CloseCode, encode_ping,
-    fuzzing::{Owned, feed},
+use crate::{
+    testing::Wakes,
+    websocket::{
+        CloseCode, encode_ping,
+        fuzzing::{Owned, feed},
+    },
 };
 
 const KEY: [u8; 4] = [9, 8, 7, 6];
@@ -429,31 +429,17 @@ fn a_close_comes_behind_the_rest_of_a_frame() {
     );
 }
 
-/// Counts how often it was woken.
-#[derive(Default)]
-struct Count(AtomicUsize);
-
-impl Wake for Count {
-    fn wake(self: Arc<Self>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 #[test]
 fn a_peer_that_never_stops_sending_does_not_keep_the_thread() {
     for first in [text("x"), vec![0xFF; 2]] {
         let flood = (0..1_000).map(|_| Read::Bytes(text("flood")));
         let mut stream = server([Read::Bytes(first)].into_iter().chain(flood));
-        let count = Arc::new(Count::default());
-        let waker = Waker::from(Arc::clone(&count));
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
         let mut cx = Context::from_waker(&waker);
         assert!(stream.poll_close(&mut cx, &normal()).is_pending());
         assert_eq!(stream.io.read_calls, DISCARD_READS_MAX);
-        assert_eq!(
-            count.0.load(Ordering::Relaxed),
-            1,
-            "nobody else would wake it"
-        );
+        assert_eq!(wakes.count(), 1, "nobody else would wake it");
     }
 }
 

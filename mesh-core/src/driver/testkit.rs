@@ -29,16 +29,12 @@ use crate::{
         Backend, BackendError, BoxFuture, BoxStream, MemoryBackend, MemoryCluster, Notice, Op,
         Reply,
     },
+    testing::origin,
     websocket::{DecodeError, Message, TextFrame},
 };
 
 /// More polls than this without time passing is a spin.
 const POLLS_MAX: usize = 200_000;
-
-#[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-fn origin() -> Instant {
-    Instant::now()
-}
 
 /// The world of one test: a clock that only [`advance`](Self::advance) moves, and every task on it.
 #[derive(Clone, Debug)]

@@ -207,13 +207,8 @@ impl Timers {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        task::Wake,
-    };
-
     use super::*;
-    use crate::driver::testkit::Sim;
+    use crate::{driver::testkit::Sim, testing::Wakes};
 
     fn arm(timers: &Timers, number: u64, tick: Tick) {
         timers.rearm(number, Due::Shard(Weak::new(), 0), None, Some(tick));
@@ -233,29 +228,19 @@ mod tests {
         assert_eq!(taken(TICK * 2), 1);
     }
 
-    /// Counts how often it was woken.
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
     #[test]
     fn the_ticker_is_woken_for_what_comes_before_all_others_alone() {
         let sim = Sim::new();
         let timers = Arc::new(Timers::new(sim.now()));
         let mut ticker = Ticker::new(Arc::clone(&timers), sim.runtime());
-        let count = Arc::new(Count::default());
-        let waker = Waker::from(Arc::clone(&count));
+        let wakes = Arc::new(Wakes::default());
+        let waker = Waker::from(Arc::clone(&wakes));
         arm(&timers, 1, 5);
         let polled = Pin::new(&mut ticker).poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
         let woken = [6, 5, 4].map(|tick| {
             arm(&timers, tick, tick);
-            count.0.load(Ordering::Relaxed)
+            wakes.count()
         });
         assert_eq!(woken, [0, 0, 1]);
     }

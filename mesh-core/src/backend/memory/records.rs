@@ -163,6 +163,7 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::testing::origin;
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
@@ -266,11 +267,6 @@ mod tests {
 
     #[test]
     fn an_answer_is_kept_no_longer_than_it_may_be_asked_for_again() {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "an arbitrary origin; every later instant is simulated"
-        )]
-        let start = Instant::now();
         let (name, mut records) = (Name::from("a"), Records::default());
         let second = Duration::from_secs(1);
         let times = [
@@ -286,7 +282,7 @@ mod tests {
                 patch: None,
             };
             let base = records.version(&name);
-            records.publish(name.clone(), base, vec![update], start + after);
+            records.publish(name.clone(), base, vec![update], origin() + after);
             assert_eq!(records.records[&name].answers.len(), kept, "{after:?}");
         }
     }
@@ -294,8 +290,7 @@ mod tests {
     proptest! {
         #[test]
         fn versions_have_no_gap_and_each_is_made_once(steps in vec(step(), 0..80)) {
-            #[expect(clippy::disallowed_methods, reason = "an arbitrary origin; every later instant is simulated")]
-            let mut now = Instant::now();
+            let mut now = origin();
             let names = [Name::from("a"), Name::from("b")];
             let mut records = Records::default();
             let mut models = [Model::default(), Model::default()];

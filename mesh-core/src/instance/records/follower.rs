@@ -390,11 +390,7 @@ fn step(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
+    use crate::testing::origin;
 
     fn version(number: u64) -> Version {
         Version {

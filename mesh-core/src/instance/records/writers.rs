@@ -620,13 +620,9 @@ pub(super) fn error(result: Result<Reply, BackendError>) -> BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::origin;
 
     const MIB: usize = 1 << 20;
-
-    #[expect(clippy::disallowed_methods, reason = "an arbitrary origin")]
-    fn origin() -> Instant {
-        Instant::now()
-    }
 
     fn text(letter: &str, len: usize) -> Json {
         Json::from(format!("\"{}\"", letter.repeat(len)))

@@ -8,16 +8,14 @@ mod rooms;
 mod store;
 mod world;
 
-use std::{
-    sync::OnceLock,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use super::{Action, Instance, InstanceError, OpToken, Options, Outcome, Seeded};
 use crate::{
     backend::{BackendError, ConnectionId, Name, Op, Record, Reply, Topic},
     protocol::{Dialect, builtin::RecordMode},
     relay::Membership,
+    testing::origin,
     websocket::TextFrame,
 };
 
@@ -44,15 +42,6 @@ fn options(kept_bytes_max: usize, listed_bytes_max: usize) -> Options {
         record_bytes_max: 1 << 20,
         record_check_interval: Duration::from_secs(10),
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "an arbitrary origin; every later instant is simulated"
-)]
-fn origin() -> Instant {
-    static ORIGIN: OnceLock<Instant> = OnceLock::new();
-    *ORIGIN.get_or_init(Instant::now)
 }
 
 /// A shard whose connections are numbers, `c1` having the handle 1, and which tells what it does in words.
