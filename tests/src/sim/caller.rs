@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::host::{About, DRAIN, HISTORY, How, Message, Several, Slow, Write};
-use super::world::{Belonging, Held, Mark, STAFF, Seat, To, VIP, World};
+use super::world::{Belonging, Held, Mark, RECOVERY_MAX, STAFF, Seat, To, VIP, World};
 use super::{Clock, Node};
 
 pub(super) const CHANNELS: [&str; 2] = ["news", "side"];
@@ -447,8 +447,10 @@ impl Caller {
                     continue;
                 }
             };
-            let begins_anew =
-                update.change == RecordChange::Reset && self.world.state().failed_over.is_some();
+            // What was told in the meantime may be of the history that is over.
+            let failed_over = self.world.state().failed_over;
+            let begins_anew = update.change == RecordChange::Reset
+                && failed_over.is_some_and(|at| told < at + RECOVERY_MAX);
             if update.version <= version && !begins_anew {
                 let next = update.version;
                 self.violation(format_args!("version {next} of {record} behind {version}"));
@@ -793,7 +795,7 @@ impl Caller {
     /// Leaves a note in the metadata of a room, which everybody finds there.
     async fn note(&self, room: &'static str) {
         let about = self.about(room);
-        let mark = about.message.mark;
+        let (mark, called) = (about.message.mark, self.world.now());
         if self.command::<bool>("note", about).await.is_none() {
             return;
         }
@@ -802,7 +804,7 @@ impl Caller {
         let Some(told) = told else { return };
         let note = told["metadata"][self.n.to_string()].as_u64();
         let is_lost = note.is_none_or(|note| note < mark);
-        if is_lost && self.world.state().failed_over.is_none() {
+        if is_lost && self.world.state().is_kept_since(called) {
             self.violation(format_args!("it noted {mark} in {room}, and finds {told}"));
         }
     }
@@ -840,14 +842,16 @@ impl Caller {
             (key(&one), one.message.mark),
             (key(&other), other.message.mark),
         ];
+        let called = self.world.now();
         let tagged = join(
             self.command::<bool>("tag", one),
             self.command::<bool>("tag", other),
         );
         let (one, other) = tagged.await;
         for ((key, mark), done) in tags.into_iter().zip([one, other]) {
-            if done.is_some() {
-                self.world.state().tags.insert(key, mark);
+            let mut state = self.world.state();
+            if done.is_some() && state.is_kept_since(called) {
+                state.tags.insert(key, mark);
             }
         }
     }
@@ -961,7 +965,11 @@ impl Caller {
         };
         let called = self.world.now();
         if let Some(Some(version)) = self.command::<Option<u64>>("write", write).await {
-            self.world.state().board.insert(self.n, mark);
+            let mut state = self.world.state();
+            if state.is_kept_since(called) {
+                state.board.insert(self.n, mark);
+            }
+            drop(state);
             self.world.expect_version("board", version, called);
         }
     }
@@ -970,7 +978,13 @@ impl Caller {
         let called = self.world.now();
         match self.command::<u64>("count", ()).await {
             Some(version) => {
-                self.world.state().counted += 1;
+                let mut state = self.world.state();
+                if state.is_kept_since(called) {
+                    state.counted += 1;
+                } else {
+                    state.maybe_counted += 1;
+                }
+                drop(state);
                 self.world.expect_version("count", version, called);
             }
             None => self.world.state().maybe_counted += 1,

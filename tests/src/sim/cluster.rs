@@ -193,21 +193,15 @@ fn happen(world: &World, fault: &Fault) {
             flood(world, host);
         }
         Fault::LoseStore { host, away } => {
-            world.disturb(away + RECOVERY_MAX);
             let wire = world.state().hosts[host].wire;
             world.store.cut(Some(wire), away);
         }
-        Fault::LoseStoreEverywhere { away } => {
-            world.disturb(away + RECOVERY_MAX);
-            world.store.cut(None, away);
-        }
+        Fault::LoseStoreEverywhere { away } => world.store.cut(None, away),
         Fault::FreezeStore { pause } => {
             world.disturb(pause + Duration::from_secs(1));
             world.store.freeze(pause);
         }
         Fault::Trap { host, trap, kind } => {
-            // It may be some time until the next operation.
-            world.disturb(RECOVERY_MAX * 2);
             let wire = world.state().hosts[host].wire;
             world.store.trap(wire, trap, kind, RECOVERY_MAX);
         }
@@ -235,8 +229,7 @@ fn happen(world: &World, fault: &Fault) {
 fn fail_over(world: &World) {
     let now = world.now();
     let mut state = world.state();
-    state.failed_over = Some(now);
-    state.values.clear();
+    state.fail_over(now);
     // Who was taken out may be in it again.
     state.dead_until = now + LEASE + RECOVERY_MAX;
     drop(state);

@@ -223,7 +223,7 @@ fn subscriptions(world: &World) {
     wrong.iter().for_each(|wrong| world.violation(wrong));
 }
 
-/// Every client holds what is stored, and nothing that was acknowledged is lost, unless the store lost it.
+/// Every client holds what is stored, and nothing that was acknowledged is lost since the store last lost something.
 fn records(world: &World) {
     let Some(server) = world.state().hosts.first().map(|host| host.server.clone()) else {
         return;
@@ -250,8 +250,7 @@ fn records(world: &World) {
                 ));
             }
         }
-        let is_whole = state.failed_over.is_none();
-        if is_whole && name == "board" {
+        if name == "board" {
             for (n, mark) in &state.board {
                 let value = record.value.as_ref();
                 let stored = value.and_then(|value| value[format!("client{n}")].as_u64());
@@ -260,7 +259,7 @@ fn records(world: &World) {
                 }
             }
         }
-        if is_whole && name == "count" {
+        if name == "count" {
             let count = record
                 .value
                 .as_ref()
@@ -284,7 +283,6 @@ fn metadata(world: &World) {
     let Some(server) = state.hosts.first().map(|host| host.server.clone()) else {
         return;
     };
-    let is_whole = state.failed_over.is_none();
     let tags = state.tags.clone();
     let users: Vec<_> = (state.seats.iter().enumerate())
         .filter_map(|(n, seat)| Some((n, seat.client.connection_id()?)))
@@ -304,7 +302,7 @@ fn metadata(world: &World) {
             world.violation(format_args!("client {n} has metadata {metadata}"));
         }
         let mine = tags.iter().filter(|((tagged, _), _)| *tagged == id);
-        for ((_, by), mark) in mine.filter(|_| is_whole) {
+        for ((_, by), mark) in mine {
             let stored = metadata[format!("tag{by}")].as_u64();
             if stored.is_none_or(|stored| stored < *mark) {
                 world.violation(format_args!(

@@ -103,6 +103,8 @@ struct Wire {
     epoch: u64,
     phase: Phase,
     cut_at: Option<Duration>,
+    /// When it was last whole again.
+    back_at: Option<Duration>,
     /// No attempt to come back succeeds before.
     away_until: Duration,
     /// What an operation that arrives before then breaks it by.
@@ -189,6 +191,7 @@ impl SharedStore {
             epoch: 0,
             phase: Phase::Up,
             cut_at: None,
+            back_at: None,
             away_until: Duration::ZERO,
             trap: None,
             pending: BTreeMap::new(),
@@ -226,6 +229,14 @@ impl SharedStore {
         let state = self.state();
         let wire = state.wires.get(&wire);
         wire.map(|wire| wire.topics.clone()).unwrap_or_default()
+    }
+
+    /// Whether the wire of an instance is whole, and has been since before then.
+    pub fn is_whole_since(&self, wire: u64, then: Duration) -> bool {
+        let state = self.state();
+        state.wires.get(&wire).is_none_or(|wire| {
+            wire.phase == Phase::Up && wire.back_at.is_none_or(|back_at| back_at < then)
+        })
     }
 
     /// How many operations of an instance are under way.
@@ -368,6 +379,7 @@ impl SharedStore {
         }
         wire.phase = Phase::Up;
         wire.cut_at = None;
+        wire.back_at = Some(self.clock.now());
         wire.returns += 1;
         let Some(instance) = wire.instance.clone() else {
             return;

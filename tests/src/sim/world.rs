@@ -54,7 +54,7 @@ pub(super) struct State {
     calls: BTreeSet<Mark>,
     /// Somebody may count as alive who is dead, until then.
     pub dead_until: Duration,
-    /// When a failover lost what was written last.
+    /// When a failover last lost what was written before it.
     pub failed_over: Option<Duration>,
     /// The values of records by version, since the last failover.
     pub values: BTreeMap<(&'static str, u64), Option<Value>>,
@@ -64,10 +64,10 @@ pub(super) struct State {
     pub opened: Duration,
     /// When the last revocation of all memberships of [`VIP`] was called for, and when it was done.
     pub revoked: Option<(Duration, Duration)>,
-    /// Increments of the counter: acknowledged, and of unknown outcome.
+    /// Increments of the counter: acknowledged, and of unknown outcome or lost since.
     pub counted: u64,
     pub maybe_counted: u64,
-    /// What clients merged last into the board, and were told so.
+    /// What clients merged last into the board, and were told so, since the last failover.
     pub board: BTreeMap<usize, Mark>,
     /// What was published in each channel.
     published: BTreeMap<&'static str, Vec<Published>>,
@@ -79,7 +79,7 @@ pub(super) struct State {
     pub handled: BTreeMap<Mark, Range<Duration>>,
     /// How often an application asked for every connection.
     pub surveys: u64,
-    /// What was merged last into connections' metadata, by connection and by whom.
+    /// What was merged last into connections' metadata, by connection and by whom, since the last failover.
     pub tags: BTreeMap<(String, usize), Mark>,
 }
 
@@ -142,6 +142,22 @@ pub(super) enum To {
     Room(&'static str),
     Channel(&'static str),
     Connection(String),
+}
+
+impl State {
+    /// Whether no failover has lost what was called for then, if it was acknowledged.
+    pub(super) fn is_kept_since(&self, called: Duration) -> bool {
+        self.failed_over.is_none_or(|at| at < called)
+    }
+
+    /// What was acknowledged before is no longer sure to be there.
+    pub(super) fn fail_over(&mut self, now: Duration) {
+        self.failed_over = Some(now);
+        self.values.clear();
+        self.board.clear();
+        self.tags.clear();
+        self.maybe_counted += std::mem::take(&mut self.counted);
+    }
 }
 
 impl Seat {
@@ -230,21 +246,25 @@ impl World {
 
     /// Whether nothing was broken at any time from then until now.
     pub(super) fn is_whole_since(&self, then: Duration) -> bool {
-        let state = self.state();
-        let stalled = state.stalled_until.values();
-        stalled
-            .chain([&state.disturbed_until])
-            .all(|until| *until < then)
+        let hosts = self.state().hosts.len();
+        (0..hosts).all(|host| self.is_host_whole_since(host, then))
     }
 
     /// Whether nothing was that concerns a client.
     pub(super) fn is_whole_for(&self, n: usize, then: Duration) -> bool {
+        let host = self.state().seats[n].host;
+        self.is_host_whole_since(host, then)
+    }
+
+    /// Whether nothing was that concerns a host: the store, its wire to it, and its clients' cables.
+    fn is_host_whole_since(&self, host: usize, then: Duration) -> bool {
         let state = self.state();
-        let stalled = state.stalled_until.get(&state.seats[n].host);
-        stalled
-            .into_iter()
-            .chain([&state.disturbed_until])
-            .all(|until| *until < then)
+        let stalled_until = state.stalled_until.get(&host).copied();
+        let until = state.disturbed_until.max(stalled_until.unwrap_or_default());
+        let wire = state.hosts[host].wire;
+        drop(state);
+        let recovered_before = then.saturating_sub(RECOVERY_MAX);
+        until < then && self.store.is_whole_since(wire, recovered_before)
     }
 
     /// A call begins, which has an outcome within that time.
