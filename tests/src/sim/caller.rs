@@ -14,14 +14,17 @@ use mesh_client_core::driver::{
     ChannelEvent, ClientError, ConnectError, ConnectRequest, Connector, Loss, MeshClient,
     RecordChange, Subscription,
 };
+use mesh_core::backend::ConnectionId;
 use mesh_core::driver::{CloseCode, Runtime, Socket};
 use mesh_core::protocol::codes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::host::{About, DRAIN, HISTORY, How, Message, Several, Slow, Write};
-use super::world::{Belonging, Held, Mark, RECOVERY_MAX, STAFF, Seat, To, VIP, World};
+use super::host::{About, DRAIN, HISTORY, How, KICKED, Message, PLAN, Several, Slow, Write};
+use super::world::{
+    Belonging, DELIVERY_MAX, Held, Mark, Naming, RECOVERY_MAX, STAFF, Seat, To, VIP, World,
+};
 use super::{Clock, Node};
 
 pub(super) const CHANNELS: [&str; 2] = ["news", "side"];
@@ -72,18 +75,22 @@ const PUT_THROUGH: [&str; 9] = [
 ];
 
 /// Calls that may concern connections of another instance.
-const ASKED_ELSEWHERE: [&str; 3] = ["close", "revoke", "tag"];
+const ASKED_ELSEWHERE: [&str; 5] = ["close", "expel", "kick", "revoke", "tag"];
+
+/// The longest that what takes somebody out of his rooms may take to do so.
+const EXPULSION_MAX: Duration = Duration::from_secs(40);
 
 /// Is it an error that a call may end with while nothing is broken? Whether there was a reason for it is found out elsewhere.
 fn is_answer(what: &str, error: &ClientError) -> bool {
     match error {
         ClientError::Command(error) => matches!(
             (what, error.code()),
-            ("constructor", codes::ENOTFOUND) | ("refuse", "ENO") | ("tag", codes::ESERVER)
+            ("barred", "EBARRED")
+                | ("constructor", codes::ENOTFOUND)
+                | ("refuse", "ENO")
+                | ("tag", codes::ESERVER)
         ),
-        ClientError::NotExposed(_) => {
-            ["join vip", "metadata", "secret record", "secret room"].contains(&what)
-        }
+        ClientError::NotExposed(_) => ["join vip", "secret record", "secret room"].contains(&what),
         error => *error == ClientError::Disconnected,
     }
 }
@@ -167,6 +174,10 @@ impl Caller {
         world.state().seats.push(Seat {
             client: client.clone(),
             host,
+            id: None,
+            is_kicked: false,
+            doubtful_until: Duration::ZERO,
+            name: Naming::default(),
             online_since: None,
             lost_at: None,
             losses: 0,
@@ -235,23 +246,22 @@ impl Caller {
             self.log(format_args!("{status:?}"));
             match status {
                 Status::Connected | Status::Reconnected => {
-                    self.seat(|seat| seat.online_since = Some(now));
+                    let id = self.client.connection_id().map(ConnectionId::new);
+                    self.seat(|seat| {
+                        seat.online_since = Some(now);
+                        seat.id = id;
+                    });
                 }
                 Status::Disconnected { loss } => {
-                    let host = self.seat(|seat| {
-                        seat.lost_at = Some(now);
-                        seat.losses += 1;
-                        seat.online_since.take();
-                        // Nobody puts it back there.
-                        seat.rooms.remove(STAFF);
-                        seat.host
-                    });
+                    let (is_kicked, host) = self.loses(now, &loss);
                     let stopping = self.world.state().hosts[host].stopping_since;
                     let is_going_away = matches!(
                         &loss,
                         Loss::Closed(Some(frame)) if frame.code == CloseCode::GOING_AWAY
                     );
-                    if let Some(since) = stopping {
+                    if is_kicked {
+                        // As the application wished.
+                    } else if let Some(since) = stopping {
                         if !is_going_away && self.is_whole_since(since) {
                             self.violation(format_args!("its server stopped and it saw {loss:?}"));
                         }
@@ -265,6 +275,45 @@ impl Caller {
                 _ => {}
             }
         }
+    }
+
+    /// A connection is lost: what was its own is over. Whether the application wished it, and where it was.
+    fn loses(&self, now: Duration, loss: &Loss) -> (bool, usize) {
+        let (id, since, rooms) = self.seat(|seat| {
+            let since = seat.online_since.take();
+            (seat.id.take(), since, seat.rooms.clone())
+        });
+        let is_member = |(room, belonging): (&&'static str, _)| match belonging {
+            &Belonging::Member { since: joined } if *room != VIP => Some((*room, joined)),
+            _ => None,
+        };
+        let memberships = rooms.iter().filter_map(is_member);
+        for ((room, joined), id) in memberships.zip(std::iter::repeat(id)) {
+            let (Some(id), Some(since)) = (id, since) else {
+                break;
+            };
+            let was_whole = self.is_whole_since(since.max(joined));
+            if was_whole && self.world.times_left(room, &id) == 0 {
+                self.world.expect_leave(self.n, room, id.clone(), 0);
+            }
+            self.world.state().lost.insert((room.into(), id));
+        }
+        self.seat(|seat| {
+            seat.lost_at = Some(now);
+            seat.losses += 1;
+            // Nobody puts it back there.
+            seat.rooms.remove(STAFF);
+            for belonging in seat.rooms.values_mut() {
+                if let Belonging::Expelled { .. } = belonging {
+                    *belonging = Belonging::Unknown;
+                }
+            }
+            seat.doubtful_until = Duration::ZERO;
+            seat.name.now = seat.name.wish;
+            seat.name.is_unsure = false;
+            let was_told = matches!(loss, Loss::Closed(Some(frame)) if frame.code == KICKED);
+            (std::mem::take(&mut seat.is_kicked) && was_told, seat.host)
+        })
     }
 
     async fn measure(self) {
@@ -294,7 +343,7 @@ impl Caller {
             });
             match belonging {
                 // What arrives in the same moment may have been read before the answer.
-                Belonging::Left { since } if since < now => {
+                Belonging::Left { since } | Belonging::Expelled { since } if since < now => {
                     self.violation(format_args!("it left {room} and hears {message:?}"));
                 }
                 Belonging::Member { since } if room == VIP => {
@@ -590,7 +639,7 @@ impl Caller {
             self.sleep(pause).await;
             let clock = &self.world.clock;
             let room = ROOMS[usize::try_from(clock.below(3)).unwrap_or_default()];
-            match clock.below(26) {
+            match clock.below(32) {
                 0 => self.double().await,
                 1 | 2 => self.wait().await,
                 3 | 4 => self.join(room).await,
@@ -620,6 +669,14 @@ impl Caller {
                 22 => self.tell().await,
                 23 => self.note(room).await,
                 24 => self.enlist().await,
+                25 => self.expel().await,
+                26 if clock.once_in(4) => self.kick().await,
+                26 => self.belongs(room).await,
+                27 => self.rename().await,
+                28 => self.plan().await,
+                29 => self.roster(room).await,
+                30 if clock.once_in(3) => self.census().await,
+                30 => self.purge().await,
                 _ => self.shout(STAFF).await,
             }
         }
@@ -629,10 +686,15 @@ impl Caller {
         let mark = self.world.mark();
         let call = self.client.command("double", mark);
         let is_online = self.client.is_online();
-        let doubled: Option<u64> = match self.world.clock.below(3) {
-            0 => self.call("double", call).await,
+        let doubled: Option<u64> = match self.world.clock.below(4) {
+            0 => {
+                // What does nothing has a reply as well.
+                let _: Option<Value> = self.command("mesh/noop", ()).await;
+                None
+            }
+            1 => self.call("double", call).await,
             // It is sent again where its connection went.
-            1 => match self.outcome("double again", call.idempotent()).await {
+            2 => match self.outcome("double again", call.idempotent()).await {
                 Err(ClientError::Disconnected) => {
                     self.violation(format_args!("{mark} may be doubled twice, and was not"));
                     None
@@ -698,7 +760,16 @@ impl Caller {
     }
 
     fn believe(&self, room: &'static str, belonging: Belonging) {
-        self.seat(|seat| seat.rooms.insert(room, belonging));
+        let now = self.world.now();
+        self.seat(|seat| {
+            let is_sure = now >= seat.doubtful_until;
+            let belonging = if is_sure {
+                belonging
+            } else {
+                Belonging::Unknown
+            };
+            seat.rooms.insert(room, belonging);
+        });
     }
 
     async fn join(&self, room: &'static str) {
@@ -726,7 +797,12 @@ impl Caller {
     }
 
     async fn leave(&self, room: &'static str) {
-        self.believe(room, Belonging::Unknown);
+        let called = self.world.now();
+        let (before, online, id) = self.seat(|seat| {
+            let before = seat.rooms.insert(room, Belonging::Unknown);
+            (before, seat.online_since, seat.id.clone())
+        });
+        let times = id.as_ref().map(|id| self.world.times_left(room, id));
         if self
             .call("leave", self.client.leave_room(room))
             .await
@@ -734,6 +810,221 @@ impl Caller {
         {
             let since = self.world.now();
             self.believe(room, Belonging::Left { since });
+            let was_member = match before {
+                Some(Belonging::Member { since }) => room != VIP && self.is_whole_since(since),
+                _ => false,
+            };
+            let is_same = self.seat(|seat| seat.online_since) == online;
+            if let (Some(id), Some(times), Some(online)) = (id, times, online)
+                && was_member
+                && is_same
+                && online < called
+                && self.is_whole_since(online)
+            {
+                self.world.expect_leave(self.n, room, id, times);
+            }
+        }
+    }
+
+    /// Is taken out of all its rooms by its server, or by that of another client.
+    async fn expel(&self) {
+        let called = self.world.now();
+        let (online, id) = self.seat(|seat| (seat.online_since, seat.id.clone()));
+        let (Some(_), Some(id)) = (online, id) else {
+            return;
+        };
+        let before = self.seat(|seat| {
+            let unknown = (seat.rooms.keys()).map(|room| (*room, Belonging::Unknown));
+            let unknown = unknown.collect();
+            std::mem::replace(&mut seat.rooms, unknown)
+        });
+        let about = self.about(id.as_str());
+        let by_another = self.world.clock.once_in(2);
+        let is_done = if by_another {
+            let other = {
+                let state = self.world.state();
+                state.seats[(self.n + 1) % state.seats.len()].client.clone()
+            };
+            let expel = other.command::<_, bool>("expel", about);
+            self.ends("expel", COMMAND_TIMEOUT, expel).await.is_ok()
+        } else {
+            self.command::<bool>("expel", about).await.is_some()
+        };
+        let is_same = self.seat(|seat| seat.online_since) == online;
+        if !is_same {
+            return;
+        }
+        let since = self.world.now();
+        if !is_done || !self.is_whole_since(called) {
+            self.seat(|seat| seat.doubtful_until = since + EXPULSION_MAX);
+            return;
+        }
+        for (room, belonging) in before {
+            match belonging {
+                Belonging::Unknown => {}
+                Belonging::Left { .. } => self.believe(room, belonging),
+                // Nobody wishes to be there by himself.
+                _ if room == STAFF => self.believe(room, Belonging::Left { since }),
+                _ => self.believe(room, Belonging::Expelled { since }),
+            }
+        }
+    }
+
+    /// Somebody's connection is closed by the application, wherever it is.
+    async fn kick(&self) {
+        let Some(id) = self.somebody() else { return };
+        let Some(whose) = self.world.whose(&id) else {
+            return;
+        };
+        self.world.state().seats[whose].is_kicked = true;
+        let about = self.about(&id);
+        let called = self.world.now();
+        if self.command::<bool>("kick", about).await.is_none() {
+            return;
+        }
+        let world = self.world.clone();
+        self.world.clock.after(DELIVERY_MAX, move || {
+            let client = world.state().seats[whose].client.clone();
+            if client.connection_id().as_ref() == Some(&id) && world.is_whole_for(whose, called) {
+                world.violation(format_args!("{id} was kicked, and is there"));
+            }
+        });
+    }
+
+    /// Whether somebody is a member is the same for everybody.
+    async fn belongs(&self, room: &'static str) {
+        let Some(id) = self.somebody() else { return };
+        let belonging = || {
+            let whose = self.world.whose(&id)?;
+            let state = self.world.state();
+            let seat = &state.seats[whose];
+            Some((whose, seat.rooms.get(room).copied(), seat.online_since))
+        };
+        let before = belonging();
+        let called = self.world.now();
+        let asked = (room, id.as_str());
+        let told = self.command::<bool>("belongs", asked).await;
+        let (Some(told), Some((whose, Some(believed), Some(online)))) = (told, before) else {
+            return;
+        };
+        let is_still_so = belonging() == before;
+        let world = &self.world;
+        // Since then nothing was that could have ended or restored it unseen.
+        let is_sure =
+            |since: Duration| since < called && world.is_whole_for(whose, since.max(online));
+        let is_wrong = match believed {
+            Belonging::Member { since } => is_sure(since) && !told,
+            Belonging::Left { since } | Belonging::Expelled { since } => is_sure(since) && told,
+            Belonging::Unknown => false,
+        };
+        if is_still_so && is_wrong {
+            self.violation(format_args!("{id} is in {room}: {told}, and {believed:?}"));
+        }
+    }
+
+    /// Replaces its metadata, by its own means or its server's.
+    async fn rename(&self) {
+        let mark = self.world.mark();
+        let by_itself = self.world.clock.once_in(2);
+        let forget_tags = || {
+            let mut state = self.world.state();
+            let id = state.seats[self.n]
+                .client
+                .connection_id()
+                .unwrap_or_default();
+            state.tags.retain(|(tagged, _), _| *tagged != id);
+        };
+        let online = self.seat(|seat| {
+            seat.name.is_under_way = true;
+            seat.online_since
+        });
+        forget_tags();
+        let is_done = if by_itself {
+            // What its server knows of it stays as it is.
+            let metadata = json!({ "user": "admin", "name": mark });
+            let set = self.client.set_metadata(&metadata);
+            self.call("metadata", set).await.is_some()
+        } else {
+            self.command::<bool>("rename", mark).await.is_some()
+        };
+        forget_tags();
+        let now = self.world.now();
+        self.seat(|seat| {
+            let is_same = online.is_some() && seat.online_since == online;
+            let name = &mut seat.name;
+            name.is_under_way = false;
+            name.at = now;
+            match (is_done, by_itself) {
+                (true, true) => (name.now, name.wish) = (Some(mark), Some(mark)),
+                (true, false) if is_same => name.now = Some(mark),
+                (true, false) => name.now = None,
+                (false, true) => (name.now, name.wish, name.is_unsure) = (None, None, true),
+                (false, false) => (name.now, name.is_unsure) = (None, true),
+            }
+        });
+        let told: Option<Value> = self
+            .command("mesh/get-my-connection-metadata", json!({}))
+            .await;
+        let user = told.map(|told| told["metadata"]["user"].clone());
+        if let Some(user) = user
+            && user.as_str() != Some(&self.n.to_string())
+        {
+            self.violation(format_args!("it is the user {user}"));
+        }
+    }
+
+    /// Replaces the metadata of a room, which is what it was replaced with last.
+    async fn plan(&self) {
+        let mark = self.world.mark();
+        self.world.publish(PLAN, mark);
+        if self.command::<bool>("plan", mark).await.is_some() {
+            self.world.published(PLAN, mark);
+        }
+        let asked = self.world.now();
+        let told = self.command::<Option<Mark>>("plans", ()).await;
+        if let Some(told) = told
+            && let Some(wrong) = self.world.wrong_in_plan(asked, told)
+        {
+            self.violation(format_args!("the plan is {told:?}: {wrong}"));
+        }
+    }
+
+    /// Who is in a room is told with his metadata.
+    async fn roster(&self, room: &'static str) {
+        let (id, online, belonging) = self.seat(|seat| {
+            let belonging = seat.rooms.get(room).copied();
+            (seat.id.clone(), seat.online_since, belonging)
+        });
+        let Some(all) = self.command::<Vec<(String, Value)>>("roster", room).await else {
+            return;
+        };
+        let is_same = self.seat(|seat| seat.rooms.get(room).copied()) == belonging;
+        if let (Some(id), Some(online), Some(Belonging::Member { since })) = (id, online, belonging)
+            && is_same
+            && self.is_whole_since(online.max(since))
+            && !all.contains(&(id.as_str().to_owned(), json!(self.n.to_string())))
+        {
+            self.violation(format_args!("it is in {room}, and not in {all:?}"));
+        }
+    }
+
+    /// Everybody is told with his metadata.
+    async fn census(&self) {
+        let (id, online) = self.seat(|seat| (seat.id.clone(), seat.online_since));
+        let all = self.command::<Vec<(String, Value)>>("census", ()).await;
+        if let (Some(all), Some(id), Some(online)) = (all, id, online)
+            && self.is_whole_since(online)
+            && !all.contains(&(id.as_str().to_owned(), json!(self.n.to_string())))
+        {
+            self.violation(format_args!("it is not in {all:?}"));
+        }
+    }
+
+    /// Nothing was deleted so long ago that it may be forgotten.
+    async fn purge(&self) {
+        let forgotten = self.command::<u64>("purge", ()).await;
+        if forgotten.is_some_and(|forgotten| forgotten > 0) {
+            self.violation(format_args!("{forgotten:?} records are forgotten"));
         }
     }
 
@@ -822,7 +1113,9 @@ impl Caller {
         self.seat(|seat| {
             // With another connection it is another's.
             if done && before.is_some() && seat.online_since == before {
-                let belonging = if is_member {
+                let belonging = if since < seat.doubtful_until {
+                    Belonging::Unknown
+                } else if is_member {
                     Belonging::Member { since }
                 } else {
                     Belonging::Left { since }
@@ -849,8 +1142,14 @@ impl Caller {
         );
         let (one, other) = tagged.await;
         for ((key, mark), done) in tags.into_iter().zip([one, other]) {
+            let whose = self.world.whose(&key.0);
             let mut state = self.world.state();
-            if done.is_some() && state.is_kept_since(called) {
+            // Who is replacing all of it may do away with it.
+            let is_kept = whose.is_some_and(|whose| {
+                let name = state.seats[whose].name;
+                !name.is_under_way && !name.is_unsure && name.at < called
+            });
+            if done.is_some() && is_kept && state.is_kept_since(called) {
                 state.tags.insert(key, mark);
             }
         }
@@ -1004,10 +1303,8 @@ impl Caller {
                 .await
                 .is_ok(),
             2 => {
-                let metadata = json!({ "user": "admin" });
-                self.outcome("metadata", self.client.set_metadata(&metadata))
-                    .await
-                    .is_ok()
+                let barred = self.client.command::<_, Value>("barred", ());
+                self.outcome("barred", barred).await.is_ok()
             }
             3 => {
                 let Some(id) = self.somebody() else { return };

@@ -321,6 +321,7 @@ fn die(world: &World, n: usize, down: Duration) {
         return;
     }
     let (node, wire) = (host.node, host.wire);
+    state.deaths += 1;
     state.dead_until = world.now() + LEASE + RECOVERY_MAX;
     drop(state);
     world.clock.kill(node);

@@ -1,10 +1,13 @@
 //! The servers of a simulated cluster, and the application on them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use mesh_core::backend::ConnectionId;
 use mesh_core::driver::{
-    Accept, CommandError, Context, Membership, MeshServer, Refusal, Runtime, UpgradeRequest,
+    Accept, Call, CloseCode, CommandError, Context, Interceptor, Membership, MeshServer, Outcome,
+    Refusal, RoomLeave, Runtime, UpgradeRequest, Verdict,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -21,6 +24,15 @@ pub(super) const DRAIN: Duration = Duration::from_secs(3);
 
 /// How often servers ask their clients for a sign of life.
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(3);
+
+/// What a connection is closed with that the application wants to be gone.
+pub(super) const KICKED: CloseCode = CloseCode::new(4_000).expect("an application's own");
+
+/// A room that nobody is in, whose metadata is replaced.
+pub(super) const PLAN: &str = "plan";
+
+/// Longer than any run: what was deleted is not forgotten while somebody may hold it.
+const EVER: Duration = Duration::from_secs(3_600);
 
 /// What a server keeps for a client that does not read.
 pub(super) const QUEUE_BYTES_MAX: usize = 256 << 10;
@@ -75,12 +87,28 @@ pub(super) struct Slow {
     pub millis: u64,
 }
 
+/// Counts commands from their beginning to their outcome.
+struct Count(Arc<AtomicUsize>);
+
+impl Interceptor for Count {
+    fn before(&self, _: &Context) -> Verdict {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Verdict::Continue
+    }
+
+    fn after(&self, _: &Call, _: &Outcome) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A host of the cluster.
 pub(super) struct Host {
     pub name: String,
     pub node: Node,
     pub server: MeshServer,
     pub wire: u64,
+    /// Commands that began and have no outcome yet.
+    pub under_way: Arc<AtomicUsize>,
     pub is_down: bool,
     /// It was told to stop, then.
     pub stopping_since: Option<Duration>,
@@ -91,8 +119,9 @@ impl Host {
         let (node, runtime) = world.process();
         let backend = world.store.backend();
         let wire = backend.wire();
-        let (come, gone) = (world.clone(), world.clone());
-        let server = MeshServer::builder()
+        let (come, gone, left) = (world.clone(), world.clone(), world.clone());
+        let is_sequential = world.clock.once_in(4);
+        let builder = MeshServer::builder()
             .backend(backend)
             .on_connection(move |connection| {
                 if !come.state().told_of.insert(connection.id().clone()) {
@@ -106,17 +135,34 @@ impl Host {
                 }
                 std::future::ready(())
             })
+            .on_room_leave(move |leave: RoomLeave| {
+                left.left(leave.room, leave.connection);
+                std::future::ready(())
+            })
             .ping_interval(PING_INTERVAL)
             .drain_time(DRAIN)
             .record_check_interval(Duration::from_secs(4))
             .limits(|limits| limits.queue_bytes_max = QUEUE_BYTES_MAX)
+            .client_metadata(true)
             .authenticate(async |request: UpgradeRequest| {
                 let user = json!({ "user": request.query("user") });
                 Accept::with_metadata(&user).map_err(|error| Refusal::forbidden(error.to_string()))
-            })
-            .build_on(Arc::clone(&runtime));
+            });
+        let builder = if is_sequential {
+            builder.sequential()
+        } else {
+            builder
+        };
+        let server = builder.build_on(Arc::clone(&runtime));
+        let under_way = Arc::new(AtomicUsize::new(0));
+        server.add_interceptor(Count(Arc::clone(&under_way)));
+        server.add_middleware(async |ctx: Context| match ctx.command() {
+            "barred" => Err(CommandError::new("nobody may").with_code("EBARRED")),
+            _ => Ok(()),
+        });
         expose(world, &server);
-        register(world, &server, runtime);
+        register(world, &server, runtime, is_sequential);
+        administer(world, &server);
         let name = format!("host{n}.test");
         world.network.listen(&name, node, &server);
         Self {
@@ -124,6 +170,7 @@ impl Host {
             node,
             server,
             wire,
+            under_way,
             is_down: false,
             stopping_since: None,
         }
@@ -154,7 +201,7 @@ fn expose(world: &World, server: &MeshServer) {
         .guard(|_, _| std::future::ready(false));
 }
 
-fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
+fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>, is_sequential: bool) {
     server.register_command("double", async |ctx: Context<u64>| Ok(ctx.payload * 2));
     server.register_command("refuse", async |ctx: Context<u64>| {
         let error = CommandError::new(format!("no {}", ctx.payload));
@@ -167,8 +214,17 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
             let pause = Duration::from_millis(ctx.payload.millis);
             let now = handled.now();
             let work = now..now + pause;
-            handled.state().handled.insert(ctx.payload.mark, work);
+            let is_first = {
+                let mut state = handled.state();
+                state.handled.insert(ctx.payload.mark, work);
+                state.at_work.insert(ctx.connection.id().clone())
+            };
+            if is_sequential && !is_first {
+                let id = ctx.connection.id();
+                handled.violation(format_args!("two commands of {id} run at once"));
+            }
             runtime.sleep_until(runtime.now() + pause).await;
+            handled.state().at_work.remove(ctx.connection.id());
             Ok(ctx.payload.mark)
         }
     });
@@ -258,6 +314,11 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
         }
         Ok(true)
     });
+    guard(world, server);
+}
+
+/// What changes the mind of the guard of [`VIP`].
+fn guard(world: &World, server: &MeshServer) {
     let close = world.clone();
     server.register_command("close", move |ctx: Context<()>| {
         let world = close.clone();
@@ -281,5 +342,67 @@ fn register(world: &World, server: &MeshServer, runtime: Arc<dyn Runtime>) {
         state.opened = now;
         drop(state);
         std::future::ready(Ok(true))
+    });
+}
+
+/// The user of a connection, as its metadata tells.
+type Users = Vec<(String, Value)>;
+
+fn users(all: Vec<(ConnectionId, Option<Value>)>) -> Users {
+    let user = |metadata: Option<Value>| metadata.map_or(Value::Null, |it| it["user"].clone());
+    (all.into_iter())
+        .map(|(id, metadata)| (id.as_str().to_owned(), user(metadata)))
+        .collect()
+}
+
+/// What an application does to its connections and documents.
+fn administer(world: &World, server: &MeshServer) {
+    server.register_command("kick", async |ctx: Context<About>| {
+        let id = ctx.payload.name.as_str();
+        ctx.server.disconnect(id, KICKED, "kicked").await?;
+        Ok(true)
+    });
+    server.register_command("expel", async |ctx: Context<About>| {
+        let id = ctx.payload.name.as_str();
+        ctx.server.remove_from_all_rooms(id).await?;
+        Ok(true)
+    });
+    server.register_command("belongs", async |ctx: Context<(String, String)>| {
+        let (room, id) = &ctx.payload;
+        Ok(ctx.server.is_in_room(room, id.as_str()).await?)
+    });
+    server.register_command("rename", async |ctx: Context<Mark>| {
+        let mut metadata: Value = ctx.connection.metadata().await?.unwrap_or_default();
+        metadata = json!({ "user": metadata["user"], "name": ctx.payload });
+        ctx.connection.set_metadata(&metadata).await?;
+        Ok(true)
+    });
+    server.register_command("plan", async |ctx: Context<Mark>| {
+        let plan = json!({ "plan": ctx.payload });
+        ctx.server.rooms().set_metadata(PLAN, &plan).await?;
+        Ok(true)
+    });
+    server.register_command("plans", async |ctx: Context<()>| {
+        let all = ctx.server.rooms().all_metadata::<Value>().await?;
+        Ok(all.get(PLAN).and_then(|plan| plan["plan"].as_u64()))
+    });
+    server.register_command("roster", async |ctx: Context<String>| {
+        let connections = ctx.server.connections();
+        Ok(users(
+            connections.room_members_metadata(&ctx.payload).await?,
+        ))
+    });
+    let census = world.clone();
+    server.register_command("census", move |ctx: Context<()>| {
+        census.state().surveys += 1;
+        async move { Ok(users(ctx.server.connections().all_metadata().await?)) }
+    });
+    server.register_command("purge", async |ctx: Context<()>| {
+        Ok(ctx.server.purge_deleted(EVER).await?)
+    });
+    let barred = world.clone();
+    server.register_command("barred", move |_: Context<()>| {
+        barred.violation("a command ran that a middleware refused");
+        std::future::ready(Ok(()))
     });
 }

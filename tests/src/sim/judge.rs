@@ -1,6 +1,7 @@
 //! After the repair everything agrees: what the servers know, what the store holds, what the clients were told.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -43,7 +44,24 @@ pub(super) fn judge(world: &World) {
     subscriptions(world);
     records(world);
     metadata(world);
+    departures(world);
     costs(world);
+}
+
+/// The application was told of every membership that ended with its connection, even with its instance; unless who cleaned up behind it died as
+/// well, or was without the store.
+fn departures(world: &World) {
+    let state = world.state();
+    let (deaths, lost) = (state.deaths, state.lost.clone());
+    drop(state);
+    if deaths > 1 || !world.store.was_always_whole() {
+        return;
+    }
+    for (room, id) in lost {
+        if world.times_left(&room, &id) == 0 {
+            world.violation(format_args!("nobody was told that {id} has left {room}"));
+        }
+    }
 }
 
 /// Every client is connected, and every server knows all of them and nobody else.
@@ -111,6 +129,10 @@ fn ends(world: &World, ids: &BTreeSet<ConnectionId>) {
         if tasks != expected {
             wrong.push(format!("{name} has {tasks} tasks, not {expected}"));
         }
+        let under_way = host.under_way.load(Ordering::Relaxed);
+        if under_way > 0 {
+            wrong.push(format!("{name} has {under_way} commands under way"));
+        }
         if metrics.handler_panics_total + metrics.backend_messages_dropped_total > 0 {
             wrong.push(format!("{name} is at fault: {metrics:?}"));
         }
@@ -140,7 +162,7 @@ fn memberships(world: &World, ids: &BTreeSet<ConnectionId>) {
                 (stored.iter()).any(|(name, member)| **name == **room && member.as_str() == id);
             let is_wrong = match belonging {
                 Belonging::Member { .. } => !is_member,
-                Belonging::Left { .. } => is_member,
+                Belonging::Left { .. } | Belonging::Expelled { .. } => is_member,
                 Belonging::Unknown => false,
             };
             if is_wrong {
@@ -300,6 +322,15 @@ fn metadata(world: &World) {
         let user = n.to_string();
         if metadata["user"].as_str() != Some(&user) {
             world.violation(format_args!("client {n} has metadata {metadata}"));
+        }
+        let name = world.state().seats[n].name;
+        let is_known = !name.is_under_way && !name.is_unsure;
+        if is_known
+            && name
+                .now
+                .is_some_and(|now| metadata["name"].as_u64() != Some(now))
+        {
+            world.violation(format_args!("client {n} is {name:?}: {metadata}"));
         }
         let mine = tags.iter().filter(|((tagged, _), _)| *tagged == id);
         for ((_, by), mark) in mine {

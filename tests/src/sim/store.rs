@@ -115,6 +115,7 @@ struct Wire {
     replies_until: Duration,
     notices_until: Duration,
     returns: u64,
+    breaks: u64,
 }
 
 /// An operation under way.
@@ -199,6 +200,7 @@ impl SharedStore {
             replies_until: Duration::ZERO,
             notices_until: Duration::ZERO,
             returns: 0,
+            breaks: 0,
         };
         state.wires.insert(id, wire);
         drop(state);
@@ -237,6 +239,12 @@ impl SharedStore {
         state.wires.get(&wire).is_none_or(|wire| {
             wire.phase == Phase::Up && wire.back_at.is_none_or(|back_at| back_at < then)
         })
+    }
+
+    /// Whether no wire was ever broken, but by the end of its process.
+    pub fn was_always_whole(&self) -> bool {
+        let state = self.state();
+        state.wires.values().all(|wire| wire.breaks == 0)
     }
 
     /// How many operations of an instance are under way.
@@ -326,6 +334,7 @@ impl SharedStore {
             return;
         };
         wire.phase = Phase::Broken;
+        wire.breaks += 1;
         wire.epoch += 1;
         wire.cut_at = Some(now);
         drop(state);

@@ -7,11 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_client_core::driver::MeshClient;
-use mesh_core::backend::ConnectionId;
+use mesh_core::backend::{ConnectionId, Name};
 use mesh_core::driver::Runtime;
 use serde_json::Value;
 
-use super::host::Host;
+use super::host::{Host, PLAN};
 use super::{Clock, Network, Node, SharedStore};
 
 /// How much too fast or too slow a process' clock may be, in parts of a million.
@@ -77,6 +77,14 @@ pub(super) struct State {
     pub told_of: BTreeSet<ConnectionId>,
     /// Slow commands whose handler began: from when to when it has its work.
     pub handled: BTreeMap<Mark, Range<Duration>>,
+    /// Connections with a slow command at work.
+    pub at_work: BTreeSet<ConnectionId>,
+    /// How often the application was told that a membership is over.
+    left: BTreeMap<(Name, ConnectionId), usize>,
+    /// Who was a member when his connection was lost, and nothing was broken but his cable.
+    pub lost: BTreeSet<(Name, ConnectionId)>,
+    /// How many processes died.
+    pub deaths: usize,
     /// How often an application asked for every connection.
     pub surveys: u64,
     /// What was merged last into connections' metadata, by connection and by whom, since the last failover.
@@ -104,6 +112,13 @@ struct Published {
 pub(super) struct Seat {
     pub client: MeshClient,
     pub host: usize,
+    /// The connection that it had last.
+    pub id: Option<ConnectionId>,
+    /// The application is about to close its connection, or has done so.
+    pub is_kicked: bool,
+    /// What took it out of its rooms may do so until then.
+    pub doubtful_until: Duration,
+    pub name: Naming,
     /// Its state is wholly there since.
     pub online_since: Option<Duration>,
     /// When it last lost a connection, and how many it has lost.
@@ -116,6 +131,20 @@ pub(super) struct Seat {
     pub held: BTreeMap<&'static str, Held>,
 }
 
+/// How a connection calls itself in its metadata, which is replaced for that.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Naming {
+    /// What it is called now, and what the client puts back with each connection, where that is known.
+    pub now: Option<Mark>,
+    pub wish: Option<Mark>,
+    /// It is being replaced.
+    pub is_under_way: bool,
+    /// It may be at any time, in this connection.
+    pub is_unsure: bool,
+    /// When it last was.
+    pub at: Duration,
+}
+
 /// What a client knows of its membership of a room.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) enum Belonging {
@@ -126,6 +155,8 @@ pub(super) enum Belonging {
     Member { since: Duration },
     /// It was told so, then.
     Left { since: Duration },
+    /// It was taken out of it, but wishes to be in it: with another connection it is again.
+    Expelled { since: Duration },
 }
 
 /// What a client holds of a record.
@@ -214,6 +245,12 @@ impl World {
         (node, self.clock.runtime(node, drift))
     }
 
+    /// Whose connection it is.
+    pub(super) fn whose(&self, id: &str) -> Option<usize> {
+        let is_it = |seat: &Seat| seat.id.as_ref().is_some_and(|it| it.as_str() == id);
+        self.state().seats.iter().position(is_it)
+    }
+
     pub(super) fn mark(&self) -> Mark {
         let mut state = self.state();
         state.marks += 1;
@@ -290,6 +327,39 @@ impl World {
         self.state().calls.len()
     }
 
+    /// The application is told that a membership is over.
+    pub(super) fn left(&self, room: Name, id: ConnectionId) {
+        self.log(format_args!("{id} has left {room}"));
+        *self.state().left.entry((room, id)).or_default() += 1;
+    }
+
+    /// How often it was told so.
+    pub(super) fn times_left(&self, room: &str, id: &ConnectionId) -> usize {
+        let left = (Name::from(room), id.clone());
+        self.state().left.get(&left).copied().unwrap_or_default()
+    }
+
+    /// A membership is over: the application is told so once, in a while, if nothing is broken meanwhile.
+    pub(super) fn expect_leave(
+        &self,
+        n: usize,
+        room: &'static str,
+        id: ConnectionId,
+        before: usize,
+    ) {
+        let (world, ended) = (self.clone(), self.now());
+        let belongs = move |state: &State| state.seats[n].rooms.get(room).copied();
+        let belonging = belongs(&self.state());
+        self.clock.after(DELIVERY_MAX, move || {
+            let told = world.times_left(room, &id) - before;
+            // It may have come and gone again meanwhile.
+            let is_wrong = told == 0 || (told > 1 && belongs(&world.state()) == belonging);
+            if is_wrong && world.is_whole_for(n, ended) {
+                world.violation(format_args!("{told} times {id} has left {room} once"));
+            }
+        });
+    }
+
     /// A message of a channel is about to be published.
     pub(super) fn publish(&self, channel: &'static str, mark: Mark) {
         let called = self.now();
@@ -345,6 +415,21 @@ impl World {
             }
         }
         None
+    }
+
+    /// What is wrong with a plan that was asked for no earlier than then: one that is older than another, which was there before.
+    pub(super) fn wrong_in_plan(&self, asked: Duration, told: Option<Mark>) -> Option<String> {
+        let state = self.state();
+        let all = state.published.get(PLAN)?;
+        let told = all.iter().find(|it| Some(it.mark) == told);
+        let was_before = |it: &&Published| {
+            told.is_none_or(|told| told.done.is_some_and(|done| done < it.called))
+        };
+        let mut sure = all.iter().filter(|it| {
+            it.done.is_some_and(|done| done < asked) && state.is_kept_since(it.called)
+        });
+        let newer = sure.find(was_before)?;
+        Some(format!("{} is behind it", newer.mark))
     }
 
     /// A message was acknowledged that somebody called for at a time: whoever belonged to its recipients before, and still does in a while,
