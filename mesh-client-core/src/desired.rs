@@ -289,6 +289,9 @@ impl<T> Desired<T> {
                     }
                 }
                 Err(refusal) if shapes::is_transient(&refusal) => {
+                    if let Kept::Record(record) = &mut entry.kept {
+                        record.refused();
+                    }
                     self.retry(target, retry_at);
                     self.unanswered.remove(target);
                     // Whoever asks anew is told what they would be told if nobody else held it.

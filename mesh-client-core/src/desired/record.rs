@@ -64,8 +64,29 @@ pub(super) struct Record {
 /// A server that is behind what an earlier connection told. It catches up, or the store has lost something.
 #[derive(Clone, Copy, Debug)]
 struct Lag {
-    since: Instant,
-    position: u64, // what it told last
+    waited: Duration, // so far, and over connections: one that is lost again and again must not keep an old value alive
+    since: Option<Instant>, // when it told so last, in this connection
+    position: u64,    // what it told last
+}
+
+impl Lag {
+    /// It tells so, once more.
+    fn again(before: Option<Self>, position: u64, now: Instant) -> Self {
+        let waited = before.map_or(Duration::ZERO, |lag| {
+            let here = lag.since.map(|since| now.saturating_duration_since(since));
+            lag.waited + here.unwrap_or_default()
+        });
+        Self {
+            waited,
+            since: Some(now),
+            position,
+        }
+    }
+
+    /// May it still catch up? Even one that knows nothing of the record may not have heard of its first version yet.
+    fn may_end(self) -> bool {
+        self.waited < LAG_MAX
+    }
 }
 
 impl Record {
@@ -132,7 +153,9 @@ impl Record {
     /// The connection is over. What is held stays: the next one goes on from there.
     pub(super) fn lost(&mut self) {
         (self.stale, self.heard, self.in_vain) = (false, 0, false);
-        self.lag = None;
+        if let Some(lag) = &mut self.lag {
+            lag.since = None;
+        }
     }
 
     /// The subscription on the wire was replaced behind the back of those who hold something: they cannot know what follows.
@@ -157,7 +180,7 @@ impl Record {
         (self.mode, self.stale) = (mode, false);
         // Our server never replies with less than it said before; the original library's does where an update comes between.
         let is_old = state.version < self.heard;
-        let lag = self.lag.take();
+        let lag = Lag::again(self.lag.take(), state.version, retry_at);
         match &self.held {
             None => self.held = Some(state),
             Some(held) if state.version > held.version => {
@@ -165,16 +188,21 @@ impl Record {
             }
             Some(held) if is_old || equal(held, &state) => {}
             // Another instance may be behind the one that told of this.
-            Some(held) if state.version < held.version && lags(lag, &state, retry_at) => {
-                let since = lag.map_or(retry_at, |lag| lag.since);
-                let position = state.version;
-                self.lag = Some(Lag { since, position });
+            Some(held) if state.version < held.version && lag.may_end() => {
+                self.lag = Some(lag);
                 self.stale = true;
                 return true;
             }
             Some(_) => self.tell(RecordChange::Reset, state, None, out),
         }
         is_old && self.gap()
+    }
+
+    /// A request was refused for want of the store: a server that is without it cannot catch up, and has its time anew.
+    pub(super) fn refused(&mut self) {
+        if let Some(lag) = &mut self.lag {
+            (lag.waited, lag.since) = (Duration::ZERO, None);
+        }
     }
 
     /// What the server says before it has granted anything. It is of no use, but the grant must not be older.
@@ -283,16 +311,6 @@ impl Record {
     }
 }
 
-/// May a server that says this still catch up? One that knows nothing of the record at all is asked once more.
-fn lags(lag: Option<Lag>, state: &RecordState, now: Instant) -> bool {
-    let allowed = if state.version == 0 {
-        Duration::ZERO
-    } else {
-        LAG_MAX
-    };
-    lag.is_none_or(|lag| now.saturating_duration_since(lag.since) < allowed)
-}
-
 /// Whether two states are one. The texts may differ: a patch writes a value as it likes.
 fn equal(one: &RecordState, other: &RecordState) -> bool {
     one.version == other.version
@@ -359,22 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn a_server_has_its_time_to_catch_up_unless_it_knows_nothing() {
+    fn a_server_has_its_time_to_catch_up() {
         let since = origin();
-        let lag = Some(Lag { since, position: 1 });
-        let [known, unknown] = [1, 0].map(|version| RecordState::new(version, "1"));
+        let first = Lag::again(None, 1, since);
         let short = LAG_MAX - Duration::from_nanos(1);
-        for (state, waited, may) in [
-            (&known, Duration::ZERO, true),
-            (&known, short, true),
-            (&known, LAG_MAX, false),
-            (&unknown, Duration::ZERO, false),
-        ] {
-            assert_eq!(lags(lag, state, since + waited), may, "{waited:?}");
+        for (waited, may) in [(Duration::ZERO, true), (short, true), (LAG_MAX, false)] {
+            let next = Lag::again(Some(first), 1, since + waited);
+            assert_eq!(next.may_end(), may, "{waited:?}");
         }
-        assert!(
-            lags(None, &unknown, since),
-            "it is the first that is heard of it"
-        );
     }
 }

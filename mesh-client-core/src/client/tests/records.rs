@@ -90,16 +90,22 @@ impl Bench {
         self.event("deleted", "", version);
     }
 
-    /// Answers the subscribe that was sent, and all that follow each second, for as long as a server may be behind. Returns what the
-    /// subscription is told in the end.
-    fn is_behind_for_long(&mut self, subscription: SubscriptionId, payload: &str) -> Told {
-        for _ in 0..20 {
+    /// Answers the subscribe that was sent, and all that follow each second, for so long, which is as long as a server may be behind. Returns
+    /// what the subscription is told in the end.
+    fn is_behind_for(
+        &mut self,
+        seconds: usize,
+        subscription: SubscriptionId,
+        payload: &str,
+    ) -> Told {
+        for asked in 0..20 {
             self.grant(payload);
             let mut actions = self.actions();
             actions.retain(
                 |it| matches!(it, Action::Record { subscription: id, .. } if *id == subscription),
             );
             if let Some(action) = actions.pop() {
+                assert_eq!(asked, seconds);
                 self.client.actions.push_back(action);
                 return self.told(subscription).remove(0);
             }
@@ -550,7 +556,7 @@ fn a_reply_that_is_older_than_an_event_before_it_is_no_step_back() {
     assert!(matches!(actions[1], Action::Send { .. }), "{actions:?}");
     assert_eq!(actions.len(), 2);
     // Asked again, and nothing came between: in the end it counts.
-    let event = bench.is_behind_for_long(first, &state("4", 4));
+    let event = bench.is_behind_for(11, first, &state("4", 4));
     assert_eq!(event, told(Reset, 4, "4"));
 }
 
@@ -611,19 +617,68 @@ fn a_server_that_stays_behind_has_lost_something() {
     assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
     bench.wait(SECOND);
     assert_eq!(bench.asked(), [subscribe("full")]);
-    let event = bench.is_behind_for_long(id, &old);
+    let event = bench.is_behind_for(10, id, &old);
     assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
 
-    // One that never heard of the record is asked once more.
+    // One that never heard of the record may be without word of its first version.
     let (mut bench, id) = Bench::holding(Full);
     bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
     bench.reopen(2);
     bench.asked();
-    bench.grant(&state("null", 0));
+    let event = bench.is_behind_for(11, id, &state("null", 0));
+    assert_eq!(event, told(Reset, 0, None));
+}
+
+#[test]
+fn a_server_that_was_without_its_store_has_the_time_anew_to_catch_up() {
+    let (mut bench, id) = Bench::holding(Full);
+    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
+    bench.reopen(2);
+    bench.asked();
+    let old = state("null", 0);
+    bench.grant(&old);
+    bench.actions();
+    for _ in 0..30 {
+        bench.wait(SECOND);
+        assert_eq!(bench.asked(), [subscribe("full")]);
+        bench.grant(BUSY);
+    }
+    for _ in 0..5 {
+        bench.wait(SECOND);
+        assert_eq!(bench.asked(), [subscribe("full")]);
+        bench.grant(&old);
+        assert_eq!(bench.told(id), []);
+    }
     bench.wait(SECOND);
-    assert_eq!(bench.asked(), [subscribe("full")]);
-    bench.grant(&state("null", 0));
-    assert_eq!(bench.told(id), [told(Reset, 0, None)]);
+    bench.asked();
+    let event = bench.is_behind_for(6, id, &old);
+    assert_eq!(event, told(Reset, 0, None));
+}
+
+#[test]
+fn connections_that_are_lost_again_keep_no_old_value_alive() {
+    let (mut bench, id) = Bench::holding(Full);
+    let old = state(r#"{"a":0}"#, 1);
+    for generation in 1..4 {
+        bench
+            .client
+            .handle_socket_closed(generation, Loss::Gone, bench.now);
+        bench.reopen(generation + 1);
+        bench.asked();
+        for _ in 0..3 {
+            bench.grant(&old);
+            bench.wait(SECOND);
+            assert_eq!(bench.asked(), [subscribe("full")]);
+        }
+        bench.grant(&old);
+        bench.actions();
+    }
+    // Nine of eleven seconds are over.
+    bench.client.handle_socket_closed(4, Loss::Gone, bench.now);
+    bench.reopen(5);
+    bench.asked();
+    let event = bench.is_behind_for(2, id, &old);
+    assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
 }
 
 #[test]
