@@ -175,6 +175,7 @@ impl Caller {
             client: client.clone(),
             host,
             id: None,
+            last_id: None,
             is_kicked: false,
             doubtful_until: Duration::ZERO,
             name: Naming::default(),
@@ -184,6 +185,9 @@ impl Caller {
             rooms: BTreeMap::new(),
             listens: BTreeMap::new(),
             heard: BTreeSet::new(),
+            gaps: BTreeMap::new(),
+            unsubscribing: 0,
+            unsubscribed: 0,
             held: BTreeMap::new(),
         });
         let caller = Self {
@@ -281,7 +285,8 @@ impl Caller {
     fn loses(&self, now: Duration, loss: &Loss) -> (bool, usize) {
         let (id, since, rooms) = self.seat(|seat| {
             let since = seat.online_since.take();
-            (seat.id.take(), since, seat.rooms.clone())
+            seat.last_id = seat.id.take();
+            (seat.last_id.clone(), since, seat.rooms.clone())
         });
         let is_member = |(room, belonging): (&&'static str, _)| match belonging {
             &Belonging::Member { since: joined } if *room != VIP => Some((*room, joined)),
@@ -309,6 +314,7 @@ impl Caller {
                 }
             }
             seat.doubtful_until = Duration::ZERO;
+            seat.unsubscribing = 0;
             seat.name.now = seat.name.wish;
             seat.name.is_unsure = false;
             let was_told = matches!(loss, Loss::Closed(Some(frame)) if frame.code == KICKED);
@@ -418,7 +424,9 @@ impl Caller {
             && let Ok(first) = self.client.subscribe(channel).await
         {
             // Given back and taken again at once.
+            self.begins_to_unsubscribe();
             let _ = first.unsubscribe().await;
+            self.seat(|seat| seat.unsubscribing = seat.unsubscribing.saturating_sub(1));
         }
         let (asked, mut subscription) = loop {
             let asked = self.world.now();
@@ -452,7 +460,12 @@ impl Caller {
                     let lost = self.seat(|seat| seat.lost_at).unwrap_or_default();
                     self.recalls(channel, &history, RECALLED, lost);
                 }
-                other => self.log(format_args!("{channel}: {other:?}")),
+                ChannelEvent::Gap => {
+                    let now = self.world.now();
+                    self.log(format_args!("{channel} has a gap"));
+                    self.seat(|seat| seat.gaps.insert(channel, now));
+                }
+                other => self.violation(format_args!("{channel}: {other:?}")),
             }
         }
         self.stop(channel, subscription).await;
@@ -460,7 +473,37 @@ impl Caller {
 
     async fn stop(&self, channel: &'static str, subscription: Subscription) {
         self.seat(|seat| seat.listens.remove(channel));
-        self.call("unsubscribe", subscription.unsubscribe()).await;
+        self.end("unsubscribe", subscription.unsubscribe()).await;
+    }
+
+    /// What comes from now on may be what nobody is subscribed to any more. Since when it is connected.
+    fn begins_to_unsubscribe(&self) -> Option<Duration> {
+        self.seat(|seat| {
+            seat.unsubscribing += 1;
+            seat.unsubscribed += 1;
+            seat.online_since
+        })
+    }
+
+    /// A subscription ends, and nothing of it comes behind the answer.
+    async fn end(&self, what: &str, end: impl Future<Output = Result<(), ClientError>>) {
+        let online = self.begins_to_unsubscribe();
+        let is_done = self.call(what, end).await.is_some();
+        let is_same = |seat: &mut Seat| online.is_some() && seat.online_since == online;
+        if !is_done || !self.seat(is_same) {
+            return;
+        }
+        let (others, unsubscribed) = self.seat(|seat| {
+            seat.unsubscribing -= 1;
+            (seat.unsubscribing, seat.unsubscribed)
+        });
+        let before = self.client.stats().messages_unclaimed;
+        self.sleep(DELIVERY_MAX).await;
+        let is_only = others == 0 && self.seat(|seat| seat.unsubscribed) == unsubscribed;
+        let after = self.client.stats().messages_unclaimed;
+        if is_only && after > before && self.seat(is_same) {
+            self.violation("it hears of what it has unsubscribed");
+        }
     }
 
     /// Versions come in order, and one of them is the same for everybody; for so long.
@@ -505,7 +548,9 @@ impl Caller {
                 self.violation(format_args!("version {next} of {record} behind {version}"));
             }
             let online = self.seat(|seat| seat.online_since);
-            let is_complete = online.is_some_and(|since| since < told) && self.is_whole_since(told);
+            let is_complete = online.is_some_and(|since| since < told)
+                && self.is_whole_since(told)
+                && self.world.is_told_since(self.n, told);
             if update.version > version + 1 && is_complete {
                 let next = update.version;
                 self.violation(format_args!("{next} of {record} comes behind {version}"));
@@ -522,6 +567,8 @@ impl Caller {
             seat.listens.remove(record);
             seat.held.remove(record);
         });
+        self.end("unsubscribe record", subscription.unsubscribe())
+            .await;
     }
 
     fn hold(&self, record: &'static str, held: Held) {
@@ -655,9 +702,9 @@ impl Caller {
                 15 => self.whisper().await,
                 16 => self.tag().await,
                 17 => self.ask_in_vain().await,
-                18 => match clock.below(3) {
+                18 => match clock.below(4) {
                     0 => self.leave(VIP).await,
-                    1 => self.join(VIP).await,
+                    1 | 2 => self.join(VIP).await,
                     _ => self.shout(VIP).await,
                 },
                 19 => self.write("pulse").await,
@@ -670,11 +717,11 @@ impl Caller {
                 23 => self.note(room).await,
                 24 => self.enlist().await,
                 25 => self.expel().await,
-                26 if clock.once_in(4) => self.kick().await,
-                26 => self.belongs(room).await,
+                26 => self.kick().await,
                 27 => self.rename().await,
                 28 => self.plan().await,
-                29 => self.roster(room).await,
+                29 if clock.once_in(2) => self.roster(room).await,
+                29 => self.belongs(room).await,
                 30 if clock.once_in(3) => self.census().await,
                 30 => self.purge().await,
                 _ => self.shout(STAFF).await,
@@ -854,10 +901,14 @@ impl Caller {
         if !is_same {
             return;
         }
-        let since = self.world.now();
+        let mut since = self.world.now();
         if !is_done || !self.is_whole_since(called) {
             self.seat(|seat| seat.doubtful_until = since + EXPULSION_MAX);
             return;
+        }
+        if by_another {
+            // What was sent before may still be under way, over another cable.
+            since += LATE_MAX;
         }
         for (room, belonging) in before {
             match belonging {
@@ -870,14 +921,23 @@ impl Caller {
         }
     }
 
-    /// Somebody's connection is closed by the application, wherever it is.
+    /// Somebody's connection is closed by the application, wherever it is; more often one that is gone already.
     async fn kick(&self) {
-        let Some(id) = self.somebody() else { return };
-        let Some(whose) = self.world.whose(&id) else {
-            return;
+        let seats = self.world.state().seats.len() as u64;
+        let whose = self.world.clock.below(seats) as usize;
+        let is_last = !self.world.clock.once_in(3);
+        let id = {
+            let mut state = self.world.state();
+            let seat = &mut state.seats[whose];
+            if is_last {
+                seat.last_id.clone()
+            } else {
+                seat.is_kicked |= seat.id.is_some();
+                seat.id.clone()
+            }
         };
-        self.world.state().seats[whose].is_kicked = true;
-        let about = self.about(&id);
+        let Some(id) = id else { return };
+        let about = self.about(id.as_str());
         let called = self.world.now();
         if self.command::<bool>("kick", about).await.is_none() {
             return;
@@ -885,7 +945,8 @@ impl Caller {
         let world = self.world.clone();
         self.world.clock.after(DELIVERY_MAX, move || {
             let client = world.state().seats[whose].client.clone();
-            if client.connection_id().as_ref() == Some(&id) && world.is_whole_for(whose, called) {
+            let is_there = client.connection_id().as_deref() == Some(id.as_str());
+            if is_there && world.is_whole_for(whose, called) {
                 world.violation(format_args!("{id} was kicked, and is there"));
             }
         });
@@ -1340,10 +1401,10 @@ impl Caller {
 
     /// Takes the room that may be taken from everybody, in one of three ways, or gives it back.
     async fn revoke(&self) {
-        let how = match self.world.clock.below(4) {
-            0 => "clear",
-            1 => "revoke",
-            2 => "close",
+        let how = match self.world.clock.below(6) {
+            0..3 => "clear",
+            3 => "revoke",
+            4 => "close",
             _ => "open",
         };
         let called = self.world.now();

@@ -13,7 +13,7 @@ use mesh_core::driver::{ByteStream, Payload};
 use super::caller::{Caller, SILENCE_MAX};
 use super::host::{DRAIN, Host, PING_INTERVAL, QUEUE_BYTES_MAX};
 use super::judge::judge;
-use super::schedule::{Fault, Plan, Schedule};
+use super::schedule::{Fault, Plan, Schedule, TRAP_MAX};
 use super::store::Trap;
 use super::world::{DELIVERY_MAX, RECOVERY_MAX, VIOLATION, World};
 use super::{Cable, Clock, Conditions, LEASE, Network, Node, Pipe, SharedStore};
@@ -113,7 +113,12 @@ pub fn shrink(seed: u64, plan: Plan) -> Report {
 /// One run of a seed under these faults.
 fn run(seed: u64, plan: Plan, schedule: Schedule) -> Report {
     let clock = Clock::new(seed);
-    let network = Network::new(&clock, Conditions::default());
+    let conditions = if clock.once_in(4) {
+        Conditions::FAR
+    } else {
+        Conditions::default()
+    };
+    let network = Network::new(&clock, conditions);
     let store = SharedStore::new(&clock);
     let world = World::new(clock, network, store);
     let outcome = catch_unwind(AssertUnwindSafe(|| live(&world, plan, &schedule)));
@@ -164,7 +169,7 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
     world.disturb(Duration::from_secs(1));
     for (at, fault) in schedule {
         world.clock.run_until(*at);
-        happen(world, fault);
+        happen(world, plan, fault);
     }
     world.clock.run_until(plan.time);
     world.log("no more faults");
@@ -180,7 +185,7 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
     judge(world);
 }
 
-fn happen(world: &World, fault: &Fault) {
+fn happen(world: &World, plan: Plan, fault: &Fault) {
     world.log(format_args!("{fault:?}"));
     match *fault {
         Fault::CutClients { host } => {
@@ -201,9 +206,13 @@ fn happen(world: &World, fault: &Fault) {
             world.disturb(pause + Duration::from_secs(1));
             world.store.freeze(pause);
         }
-        Fault::Trap { host, trap, kind } => {
+        Fault::Trap { trap, kind } => {
+            let left = (plan.time + RECOVERY_MAX).saturating_sub(world.now());
+            world.store.trap(trap, kind, left.min(TRAP_MAX));
+        }
+        Fault::LoseChange { host } => {
             let wire = world.state().hosts[host].wire;
-            world.store.trap(wire, trap, kind, RECOVERY_MAX);
+            world.store.lose_change(wire);
         }
         Fault::FailOver { tail } => {
             world.store.replicate();
@@ -245,15 +254,15 @@ fn cables(world: &World, host: usize) -> Vec<Cable> {
 /// Nobody is told, and everybody finds out.
 fn stall(world: &World, host: usize, pause: Duration) {
     world.disturb_clients(host, pause + Duration::from_secs(1));
-    let cables = cables(world, host);
-    cables.iter().for_each(Cable::stall);
     let state = world.state();
     let (server, node) = (state.hosts[host].server.clone(), state.hosts[host].node);
+    let name = state.hosts[host].name.clone();
     let silent: Vec<_> = (state.seats.iter())
         .filter(|seat| seat.host == host)
         .filter_map(|seat| Some((seat.client.clone(), seat.client.connection_id()?)))
         .collect();
     drop(state);
+    world.network.stall(&name);
     if pause > DEAD_MAX.max(SILENCE_MAX) {
         let world = world.clone();
         let clock = world.clock.clone();
@@ -269,9 +278,8 @@ fn stall(world: &World, host: usize, pause: Duration) {
             }
         });
     }
-    world.clock.after(pause, move || {
-        cables.iter().for_each(Cable::go_on);
-    });
+    let network = world.network.clone();
+    world.clock.after(pause, move || network.go_on(&name));
 }
 
 /// Sends clients that hear nothing more than is kept for them.

@@ -34,6 +34,9 @@ pub(super) const PLAN: &str = "plan";
 /// Longer than any run: what was deleted is not forgotten while somebody may hold it.
 const EVER: Duration = Duration::from_secs(3_600);
 
+/// How often records are held against the store.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+
 /// What a server keeps for a client that does not read.
 pub(super) const QUEUE_BYTES_MAX: usize = 256 << 10;
 
@@ -141,7 +144,7 @@ impl Host {
             })
             .ping_interval(PING_INTERVAL)
             .drain_time(DRAIN)
-            .record_check_interval(Duration::from_secs(4))
+            .record_check_interval(CHECK_INTERVAL)
             .limits(|limits| limits.queue_bytes_max = QUEUE_BYTES_MAX)
             .client_metadata(true)
             .authenticate(async |request: UpgradeRequest| {

@@ -22,6 +22,14 @@ pub struct Conditions {
     pub latency_max: Duration,
 }
 
+impl Conditions {
+    /// Another continent.
+    pub const FAR: Self = Self {
+        latency_min: Duration::from_millis(40),
+        latency_max: Duration::from_millis(160),
+    };
+}
+
 impl Default for Conditions {
     /// A local network.
     fn default() -> Self {
@@ -122,10 +130,11 @@ impl Shared {
 pub struct Cable(Arc<Shared>);
 
 impl Cable {
-    /// Whether it is whole and somebody holds an end of it.
+    /// Whether it is whole, and somebody holds an end of it or what it holds up.
     pub fn is_in_use(&self) -> bool {
         let state = self.0.state();
-        !state.is_cut && state.lanes.iter().any(|lane| !lane.is_ended)
+        let is_held = state.stalls > 0 || state.lanes.iter().any(|lane| !lane.is_ended);
+        !state.is_cut && is_held
     }
 
     /// Both ends are told at once that the connection is broken; what is under way is lost.

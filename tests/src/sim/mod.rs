@@ -18,5 +18,5 @@ pub use clock::{Clock, Node};
 pub use cluster::{Report, shrink, simulate};
 pub use link::{Cable, Conditions, Pipe, cable};
 pub use net::Network;
-pub use schedule::{Fault, Plan, Schedule};
+pub use schedule::{Fault, KINDS, Plan, Schedule};
 pub use store::{LEASE, SharedStore, SimBackend, Trap};

@@ -30,6 +30,8 @@ struct State {
     listeners: BTreeMap<String, mpsc::UnboundedSender<Accepted>>,
     /// With whom each is connected, by the order in which they were laid.
     cables: Vec<(String, Cable)>,
+    /// How many hold up what is on its way to and from each.
+    stalls: BTreeMap<String, u32>,
     ports: u16,
 }
 
@@ -77,6 +79,21 @@ impl Network {
         theirs.map(|(_, cable)| cable.clone()).collect()
     }
 
+    /// Nothing arrives at a host, or comes from it, and nobody is told, over cables that are there and those that are laid from now on; until it
+    /// [goes on](Self::go_on).
+    pub fn stall(&self, host: &str) {
+        *self.state().stalls.entry(host.to_owned()).or_default() += 1;
+        self.cables(host).iter().for_each(Cable::stall);
+    }
+
+    /// What was held up arrives, unless somebody else holds it up still.
+    pub fn go_on(&self, host: &str) {
+        if let Some(stalls) = self.state().stalls.get_mut(host) {
+            *stalls = stalls.saturating_sub(1);
+        }
+        self.cables(host).iter().for_each(Cable::go_on);
+    }
+
     /// Lays a cable to a host.
     ///
     /// # Errors
@@ -88,6 +105,8 @@ impl Network {
         state.ports = state.ports.wrapping_add(1);
         let remote = SocketAddr::from(([192, 0, 2, 1], state.ports));
         let listener = state.listeners.get(host).ok_or_else(refused)?.clone();
+        let stalls = state.stalls.get(host).copied().unwrap_or_default();
+        (0..stalls).for_each(|_| handle.stall());
         state.cables.push((host.to_owned(), handle));
         drop(state);
         listener

@@ -22,21 +22,46 @@ const VISIT_MAX: Duration = Duration::from_millis(12);
 /// The longest that the store hangs: no longer than it takes an instance to give it up.
 const FREEZE_MAX: Duration = Duration::from_secs(3);
 
-/// Operations that are rare, so that the wire breaks over them as well.
-const KINDS: [&str; 12] = [
+/// The longest that a wire waits for the operation over which it breaks.
+pub(super) const TRAP_MAX: Duration = Duration::from_secs(20);
+
+/// All that a store can be asked for, so that the wire breaks over each of it.
+pub const KINDS: [&str; 31] = [
+    "AllConnectionMetadata",
+    "AllRoomMetadata",
     "ClearRoom",
     "CloseConnection",
     "CloseInstance",
+    "ConnectionMetadata",
+    "Connections",
+    "DeleteRecord",
+    "ForgetMembers",
+    "History",
+    "IsInRoom",
+    "JoinRoom",
     "KeepFor",
+    "LeaveRoom",
     "OpenConnection",
     "OpenInstance",
+    "Publish",
+    "PublishChannel",
+    "PublishRecord",
+    "PurgeDeleted",
     "Record",
     "RecordVersions",
     "Restore",
+    "RoomMembers",
+    "RoomMembersMetadata",
+    "RoomMetadata",
+    "SetConnectionMetadata",
     "SetRoomMetadata",
     "Settle",
+    "Subscribe",
     "Unsubscribe",
 ];
+
+/// Those of it that are asked for least, so that wires break over them often.
+const RARE: [&str; 3] = ["CloseInstance", "ForgetMembers", "KeepFor"];
 
 /// The longest tail that a failover loses.
 const TAIL_MAX: Duration = Duration::from_secs(2);
@@ -82,7 +107,7 @@ impl Default for Plan {
 pub enum Fault {
     /// The cables of a host's clients break, and both ends are told.
     CutClients { host: usize },
-    /// Nothing arrives over them for a while, and nobody is told.
+    /// Nothing arrives over them for a while, or over those laid meanwhile, and nobody is told.
     StallClients { host: usize, pause: Duration },
     /// They hear nothing for a while, and their server sends them more than it keeps for anybody.
     Flood { host: usize, pause: Duration },
@@ -92,12 +117,10 @@ pub enum Fault {
     LoseStoreEverywhere { away: Duration },
     /// Nothing arrives at the store, or comes from it, for a while; then all of it does.
     FreezeStore { pause: Duration },
-    /// A host's wire breaks over its next operation of a kind, or of any.
-    Trap {
-        host: usize,
-        trap: Trap,
-        kind: Option<&'static str>,
-    },
+    /// A wire breaks over the next operation of a kind, whoever asks for it.
+    Trap { trap: Trap, kind: &'static str },
+    /// The next change of a record that a host is to hear of is lost, and its wire is whole.
+    LoseChange { host: usize },
     /// The store goes back to a replica, which lacks what was written last.
     FailOver { tail: Duration },
     /// The store is back at once, and empty.
@@ -150,7 +173,7 @@ impl Plan {
     fn draw(&self, dice: &mut Dice, left: Duration) -> Fault {
         let hosts = u64::try_from(self.instances).unwrap_or(u64::MAX);
         let host = usize::try_from(dice.below(hosts)).unwrap_or_default();
-        match dice.below(18) {
+        match dice.below(20) {
             0 | 1 => Fault::CutClients { host },
             2 => Fault::StallClients {
                 host,
@@ -177,11 +200,11 @@ impl Plan {
                 away: dice.within(left.min(AWAY_MAX)),
             },
             8 | 9 => Fault::Trap {
-                host,
                 trap: [Trap::Request, Trap::Reply][dice.below(2) as usize],
-                kind: KINDS
-                    .get(dice.below(2 * KINDS.len() as u64) as usize)
-                    .copied(),
+                kind: match dice.below(2) {
+                    0 => RARE[dice.below(RARE.len() as u64) as usize],
+                    _ => KINDS[dice.below(KINDS.len() as u64) as usize],
+                },
             },
             15 => Fault::FreezeStore {
                 pause: dice.within(left.min(FREEZE_MAX)),
@@ -199,6 +222,7 @@ impl Plan {
                 down: dice.within(left.min(DOWN_MAX)),
             },
             14 => Fault::Garbage { host },
+            17 | 18 => Fault::LoseChange { host },
             _ => Fault::Visit {
                 host,
                 stay: dice.within(VISIT_MAX),

@@ -61,6 +61,8 @@ struct State {
     /// What operations there were, and which of them the wire broke over.
     asked: BTreeSet<String>,
     trapped: BTreeSet<(String, Trap)>,
+    /// By what the first operation of a kind breaks its wire, if it arrives before then.
+    traps: BTreeMap<&'static str, (Trap, Duration)>,
     /// Nothing arrives before.
     frozen_until: Duration,
     /// How many operations were sent in this moment.
@@ -107,8 +109,6 @@ struct Wire {
     back_at: Option<Duration>,
     /// No attempt to come back succeeds before.
     away_until: Duration,
-    /// What an operation that arrives before then breaks it by.
-    trap: Option<(Trap, Option<&'static str>, Duration)>,
     pending: BTreeMap<u64, Answer>,
     /// When the last of what is under way arrives, in each direction: nothing is overtaken.
     requests_until: Duration,
@@ -116,6 +116,10 @@ struct Wire {
     notices_until: Duration,
     returns: u64,
     breaks: u64,
+    /// The next change of a record is lost.
+    loses_change: bool,
+    /// When one last was.
+    lost_change_at: Option<Duration>,
 }
 
 /// An operation under way.
@@ -194,13 +198,14 @@ impl SharedStore {
             cut_at: None,
             back_at: None,
             away_until: Duration::ZERO,
-            trap: None,
             pending: BTreeMap::new(),
             requests_until: Duration::ZERO,
             replies_until: Duration::ZERO,
             notices_until: Duration::ZERO,
             returns: 0,
             breaks: 0,
+            loses_change: false,
+            lost_change_at: None,
         };
         state.wires.insert(id, wire);
         drop(state);
@@ -279,12 +284,22 @@ impl SharedStore {
         }
     }
 
-    /// The wire of an instance breaks over its next operation of a kind, or of any, if there is one within that time.
-    pub fn trap(&self, wire: u64, trap: Trap, kind: Option<&'static str>, within: Duration) {
+    /// A wire breaks over the next operation of a kind, if there is one within that time.
+    pub fn trap(&self, trap: Trap, kind: &'static str, within: Duration) {
         let until = self.clock.now() + within;
+        self.state().traps.insert(kind, (trap, until));
+    }
+
+    /// The next change of a record that the instance of this number would be told of is lost, while all else arrives.
+    pub fn lose_change(&self, wire: u64) {
         if let Some(wire) = self.state().wires.get_mut(&wire) {
-            wire.trap = Some((trap, kind, until));
+            wire.loses_change = true;
         }
+    }
+
+    /// When the instance of this number was last not told of a change.
+    pub fn lost_change_at(&self, wire: u64) -> Option<Duration> {
+        self.state().wires.get(&wire)?.lost_change_at
     }
 
     /// The kinds of operations that there were, and those that a wire broke over.
@@ -570,6 +585,7 @@ impl SharedStore {
             surveys,
             asked,
             trapped,
+            traps,
             frozen_until,
             ..
         } = &mut *state;
@@ -593,10 +609,10 @@ impl SharedStore {
         }
         let mut what = format!("{op:?}");
         let kind = what.split([' ', '(']).next().unwrap_or_default().to_owned();
-        let is_meant = |(_, of, until): &mut (Trap, Option<&str>, Duration)| {
-            now <= *until && of.is_none_or(|of| of == kind)
-        };
-        let trap = wire.trap.take_if(is_meant).map(|(trap, ..)| trap);
+        let trap = traps
+            .remove(kind.as_str())
+            .filter(|(_, until)| now <= *until);
+        let trap = trap.map(|(trap, _)| trap);
         trapped.extend(trap.map(|trap| (kind.clone(), trap)));
         asked.insert(kind);
         if trap == Some(Trap::Request) {
@@ -691,6 +707,12 @@ impl SharedStore {
         else {
             return;
         };
+        if wire.loses_change && matches!(notice, Notice::RecordChanged { .. }) {
+            wire.loses_change = false;
+            wire.lost_change_at = Some(now);
+            drop(state);
+            return self.clock.note(format_args!("lost: {notice:?}"));
+        }
         let arrival = wire.notices_until.max(frozen_until).max(now + latency);
         wire.notices_until = arrival;
         let (epoch, mailbox) = (wire.epoch, wire.mailbox.clone());

@@ -11,7 +11,7 @@ use mesh_core::backend::{ConnectionId, Name};
 use mesh_core::driver::Runtime;
 use serde_json::Value;
 
-use super::host::{Host, PLAN};
+use super::host::{CHECK_INTERVAL, Host, PLAN};
 use super::{Clock, Network, Node, SharedStore};
 
 /// How much too fast or too slow a process' clock may be, in parts of a million.
@@ -22,6 +22,12 @@ pub(super) const DELIVERY_MAX: Duration = Duration::from_secs(2);
 
 /// How long servers may take until they work on after they lost the store, once it is there again.
 pub(super) const RECOVERY_MAX: Duration = Duration::from_secs(10);
+
+/// How long a change of a record may go unnoticed that was lost by itself.
+const UNTOLD_MAX: Duration = CHECK_INTERVAL.saturating_add(DELIVERY_MAX);
+
+/// How long it may take until who has missed something is told so.
+const OUTAGE_MAX: Duration = Duration::from_secs(40);
 
 /// What a line of the log begins with that tells of a broken promise.
 pub(super) const VIOLATION: &str = "VIOLATION";
@@ -112,8 +118,9 @@ struct Published {
 pub(super) struct Seat {
     pub client: MeshClient,
     pub host: usize,
-    /// The connection that it had last.
+    /// Its connection, once its state is wholly there, and the one before.
     pub id: Option<ConnectionId>,
+    pub last_id: Option<ConnectionId>,
     /// The application is about to close its connection, or has done so.
     pub is_kicked: bool,
     /// What took it out of its rooms may do so until then.
@@ -128,6 +135,11 @@ pub(super) struct Seat {
     /// Channels and records that are subscribed, since when.
     pub listens: BTreeMap<&'static str, Duration>,
     pub heard: BTreeSet<Mark>,
+    /// When it was last told that messages of a channel may be missing.
+    pub gaps: BTreeMap<&'static str, Duration>,
+    /// Subscriptions of this connection that are being ended, or may be, and how many ever were.
+    pub unsubscribing: usize,
+    pub unsubscribed: usize,
     pub held: BTreeMap<&'static str, Held>,
 }
 
@@ -304,6 +316,14 @@ impl World {
         until < then && self.store.is_whole_since(wire, recovered_before)
     }
 
+    /// Whether a client's host was told of every change of a record since then.
+    pub(super) fn is_told_since(&self, n: usize, then: Duration) -> bool {
+        let state = self.state();
+        let wire = state.hosts[state.seats[n].host].wire;
+        drop(state);
+        (self.store.lost_change_at(wire)).is_none_or(|at| at + UNTOLD_MAX < then)
+    }
+
     /// A call begins, which has an outcome within that time.
     pub(super) fn call(&self, what: String, within: Duration) -> Mark {
         let call = self.mark();
@@ -447,6 +467,9 @@ impl World {
         self.clock.after(DELIVERY_MAX, move || {
             for (n, since) in expected {
                 if !world.is_whole_for(n, called) {
+                    if let To::Channel(channel) = to {
+                        world.expect_gap(n, channel, mark, since, called);
+                    }
                     continue;
                 }
                 let state = world.state();
@@ -462,23 +485,62 @@ impl World {
         });
     }
 
+    /// A message of a channel may be lost: whoever is subscribed to it all the time hears it in the end, or that there is a gap.
+    fn expect_gap(
+        &self,
+        n: usize,
+        channel: &'static str,
+        mark: Mark,
+        since: Duration,
+        called: Duration,
+    ) {
+        let world = self.clone();
+        self.clock.after(OUTAGE_MAX, move || {
+            let state = world.state();
+            let seat = &state.seats[n];
+            let is_told = seat.gaps.get(channel).is_some_and(|at| *at > called);
+            let is_lost = seat.belongs_since(&To::Channel(channel)) == Some(since)
+                && !seat.heard.contains(&mark);
+            drop(state);
+            if is_lost && !is_told {
+                world.violation(format_args!(
+                    "client {n} heard neither {mark} of {channel} nor of a gap"
+                ));
+            }
+        });
+    }
+
     /// A version of a record was acknowledged: whoever follows it holds that or a later one in a while, if nothing is broken meanwhile.
     pub(super) fn expect_version(&self, record: &'static str, version: u64, called: Duration) {
+        for (within, may_be_untold) in [(DELIVERY_MAX, false), (UNTOLD_MAX, true)] {
+            self.expect_version_within(within, may_be_untold, record, version, called);
+        }
+    }
+
+    fn expect_version_within(
+        &self,
+        within: Duration,
+        may_be_untold: bool,
+        record: &'static str,
+        version: u64,
+        called: Duration,
+    ) {
         let to = To::Channel(record);
         let world = self.clone();
-        self.clock.after(DELIVERY_MAX, move || {
+        self.clock.after(within, move || {
             let state = world.state();
             let behind: Vec<_> = (state.seats.iter().enumerate())
                 .filter(|(_, seat)| {
                     let since = seat.belongs_since(&to);
-                    since.is_some_and(|since| since + DELIVERY_MAX / 2 < world.now())
+                    since.is_some_and(|since| since + within / 2 < world.now())
                 })
                 .map(|(n, seat)| (n, seat.held.get(record).map_or(0, |held| held.version)))
                 .filter(|(_, held)| *held < version)
                 .collect();
             drop(state);
             for (n, held) in behind {
-                if !world.is_whole_for(n, called) {
+                let is_told = may_be_untold || world.is_told_since(n, called);
+                if !is_told || !world.is_whole_for(n, called) {
                     continue;
                 }
                 world.violation(format_args!(
