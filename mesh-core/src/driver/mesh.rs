@@ -567,6 +567,15 @@ impl MeshServer {
         }
     }
 
+    /// Holds the tables of each shard against each other, and panics where they differ. How many connections are in them.
+    #[cfg(feature = "__fuzzing")]
+    #[doc(hidden)]
+    pub fn check(&self) -> usize {
+        let shards = (0..super::server::SHARDS).map(|index| self.inner.lock_shard(index));
+        let checked = shards.inspect(|shard| shard.check());
+        checked.map(|shard| shard.connection_count()).sum()
+    }
+
     /// Numbers for a monitoring system.
     pub fn metrics(&self) -> Metrics {
         let counters = &self.inner.counters;

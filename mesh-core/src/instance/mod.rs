@@ -526,7 +526,7 @@ impl<C: Clone, T> Instance<C, T> {
 
     /// Holds all tables against each other.
     #[cfg(any(test, feature = "__fuzzing"))]
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         self.is_empty();
     }
 

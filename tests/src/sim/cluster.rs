@@ -24,6 +24,9 @@ const REPAIR: Duration = Duration::from_secs(24);
 /// How long what is under way has at the end.
 const QUIET: Duration = Duration::from_secs(9);
 
+/// How often the tables of servers are looked at.
+const LOOK: Duration = Duration::from_millis(300);
+
 /// The latest that a server begins.
 const LATE_MAX: Duration = Duration::from_secs(3);
 
@@ -167,6 +170,7 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
         Caller::begin(world, n, n % plan.instances, plan.time + REPAIR);
     }
     world.disturb(Duration::from_secs(1));
+    look(world);
     for (at, fault) in schedule {
         world.clock.run_until(*at);
         happen(world, plan, fault);
@@ -183,6 +187,18 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
         ));
     }
     judge(world);
+}
+
+/// The tables of every server agree with each other, at any time.
+fn look(world: &World) {
+    let state = world.state();
+    let servers: Vec<_> = state.hosts.iter().map(|host| host.server.clone()).collect();
+    drop(state);
+    for server in servers {
+        server.check();
+    }
+    let again = world.clone();
+    world.clock.after(LOOK, move || look(&again));
 }
 
 fn happen(world: &World, plan: Plan, fault: &Fault) {

@@ -97,9 +97,10 @@ fn connections(world: &World) -> BTreeSet<ConnectionId> {
             .iter()
             .filter(|id| server.connections().local(*id).is_some());
         let (local, held) = (local.count(), server.metrics().connections);
-        if local != held {
+        let known = server.check();
+        if local != held || local != known {
             world.violation(format_args!(
-                "{name} holds {held} connections, of {local} clients"
+                "{name} holds {held} connections and knows {known}, of {local} clients"
             ));
         }
     }
