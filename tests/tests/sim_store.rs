@@ -1,4 +1,5 @@
-//! The store of simulated clusters is held to Redis where it has a reading of its own: what is lost, stated again and settled.
+//! The store of simulated clusters is held to Redis in what it has a reading of its own of: what is lost, stated again and settled. Compared are
+//! the replies, what is stored and who is told that it is back; no lease ends meanwhile, and no operation breaks in the middle.
 
 #![allow(
     clippy::unwrap_used,
