@@ -1165,8 +1165,14 @@ impl Caller {
     async fn enlist(&self) {
         let before = self.seat(|seat| seat.online_since);
         self.seat(|seat| seat.rooms.remove(STAFF));
-        let (command, is_member) = match self.world.clock.below(3) {
+        let (command, is_member) = match self.world.clock.below(4) {
             0 => ("dismiss", false),
+            1 => {
+                // Both at once: one waits for the other, and whose turn is first is the server's business.
+                let dismissed = self.command::<bool>("dismiss", ());
+                join(dismissed, self.command::<bool>("enlist", ())).await;
+                return;
+            }
             _ => ("enlist", true),
         };
         let done = self.command::<bool>(command, ()).await.is_some();
