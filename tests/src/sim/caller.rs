@@ -22,9 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::host::{About, DRAIN, HISTORY, How, KICKED, Message, PLAN, Several, Slow, Write};
-use super::world::{
-    Belonging, DELIVERY_MAX, Held, Mark, Naming, RECOVERY_MAX, STAFF, Seat, To, VIP, World,
-};
+use super::world::{Belonging, DELIVERY_MAX, Held, Mark, Naming, STAFF, Seat, To, VIP, World};
 use super::{Clock, Node};
 
 pub(super) const CHANNELS: [&str; 2] = ["news", "side"];
@@ -540,9 +538,8 @@ impl Caller {
                 }
             };
             // What was told in the meantime may be of the history that is over.
-            let failed_over = self.world.state().failed_over;
-            let begins_anew = update.change == RecordChange::Reset
-                && failed_over.is_some_and(|at| told < at + RECOVERY_MAX);
+            let begins_anew =
+                update.change == RecordChange::Reset && self.world.may_have_lost(self.n, told);
             if update.version <= version && !begins_anew {
                 let next = update.version;
                 self.violation(format_args!("version {next} of {record} behind {version}"));

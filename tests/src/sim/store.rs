@@ -110,6 +110,8 @@ struct Wire {
     /// No attempt to come back succeeds before.
     away_until: Duration,
     pending: BTreeMap<u64, Answer>,
+    /// How many operations under way state a connection's memberships again: it is closed behind them.
+    restoring: BTreeMap<ConnectionId, usize>,
     /// When the last of what is under way arrives, in each direction: nothing is overtaken.
     requests_until: Duration,
     replies_until: Duration,
@@ -129,6 +131,8 @@ struct Request {
     number: u64,
     /// The topics that its answer says are taken.
     taken: Vec<Topic>,
+    /// Whose memberships it states again.
+    restored: Vec<ConnectionId>,
 }
 
 /// When a wire breaks over an operation.
@@ -199,6 +203,7 @@ impl SharedStore {
             back_at: None,
             away_until: Duration::ZERO,
             pending: BTreeMap::new(),
+            restoring: BTreeMap::new(),
             requests_until: Duration::ZERO,
             replies_until: Duration::ZERO,
             notices_until: Duration::ZERO,
@@ -350,6 +355,7 @@ impl SharedStore {
         };
         wire.phase = Phase::Broken;
         wire.breaks += 1;
+        wire.restoring.clear();
         wire.epoch += 1;
         wire.cut_at = Some(now);
         drop(state);
@@ -510,6 +516,13 @@ impl SharedStore {
         let arrival = wire.requests_until.max(frozen_until).max(now + latency);
         wire.requests_until = arrival;
         let epoch = wire.epoch;
+        let restored: Vec<_> = match &op {
+            Op::Restore { members, .. } => members.iter().map(|(_, id, _)| id.clone()).collect(),
+            _ => Vec::new(),
+        };
+        for connection in &restored {
+            *wire.restoring.entry(connection.clone()).or_default() += 1;
+        }
         drop(state);
         let store = self.clone();
         let taken = match &op {
@@ -521,12 +534,29 @@ impl SharedStore {
             epoch,
             number: request,
             taken,
+            restored,
         };
-        self.clock.after(arrival - now, move || {
-            let steps = store.steps(op);
-            store.arrive(request, steps, Ok(Reply::Done));
-        });
+        self.clock
+            .after(arrival - now, move || store.begin(request, op));
         answered
+    }
+
+    /// An operation arrives; one about a connection waits for those before it.
+    fn begin(&self, request: Request, op: Op) {
+        if let Op::CloseConnection { connection } = &op {
+            let state = self.state();
+            let wire = state.wires.get(&request.wire);
+            let waits = wire.is_some_and(|wire| wire.restoring.contains_key(connection));
+            drop(state);
+            if waits {
+                let store = self.clone();
+                return self
+                    .clock
+                    .after(LATENCY_MAX, move || store.begin(request, op));
+            }
+        }
+        let steps = self.steps(op);
+        self.arrive(request, steps, Ok(Reply::Done));
     }
 
     /// The parts of an operation that touch partitions of their own, each of which takes effect by itself.
@@ -686,6 +716,12 @@ impl SharedStore {
         let wire = state.wires.get_mut(&request.wire).filter(is_same);
         let answer = wire.and_then(|wire| {
             wire.topics.extend(request.taken.iter().cloned());
+            for connection in &request.restored {
+                wire.restoring
+                    .entry(connection.clone())
+                    .and_modify(|it| *it -= 1);
+                wire.restoring.retain(|_, it| *it > 0);
+            }
             wire.pending.remove(&request.number)
         });
         drop(state);

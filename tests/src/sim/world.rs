@@ -20,6 +20,9 @@ const DRIFT_PPM_MAX: i32 = 200;
 /// How long a message may be on its way while nothing is broken.
 pub(super) const DELIVERY_MAX: Duration = Duration::from_secs(2);
 
+/// How long a client may have been let in before the store knows of it, and all that is for everybody is for it.
+const LET_IN_MAX: Duration = Duration::from_millis(20);
+
 /// How long servers may take until they work on after they lost the store, once it is there again.
 pub(super) const RECOVERY_MAX: Duration = Duration::from_secs(10);
 
@@ -208,7 +211,7 @@ impl Seat {
     fn belongs_since(&self, to: &To) -> Option<Duration> {
         let online = self.online_since?;
         let since = match to {
-            To::Everybody => online,
+            To::Everybody => online + LET_IN_MAX,
             To::Room(room) => match self.rooms.get(room) {
                 Some(Belonging::Member { since }) => *since,
                 _ => return None,
@@ -218,7 +221,7 @@ impl Seat {
                 if self.client.connection_id().as_deref() != Some(id) {
                     return None;
                 }
-                online
+                online + LET_IN_MAX
             }
         };
         Some(since.max(online))
@@ -322,6 +325,12 @@ impl World {
         let wire = state.hosts[state.seats[n].host].wire;
         drop(state);
         (self.store.lost_change_at(wire)).is_none_or(|at| at + UNTOLD_MAX < then)
+    }
+
+    /// Whether what a client was told then may be what a failover has lost: its host may have had no word of that yet.
+    pub(super) fn may_have_lost(&self, n: usize, told: Duration) -> bool {
+        let failed_over = self.state().failed_over;
+        failed_over.is_some_and(|at| told < at + RECOVERY_MAX || !self.is_whole_for(n, told))
     }
 
     /// A call begins, which has an outcome within that time.
@@ -552,11 +561,10 @@ impl World {
 
     /// A client was told a value of a record: it is everybody's of that version.
     pub(super) fn compare(&self, n: usize, record: &'static str, held: &Held) {
-        let now = self.now();
-        let mut state = self.state();
-        if state.failed_over.is_some_and(|at| now < at + RECOVERY_MAX) {
+        if self.may_have_lost(n, self.now()) {
             return; // Versions of a history that is over may still be under way.
         }
+        let mut state = self.state();
         let known = state
             .values
             .entry((record, held.version))
