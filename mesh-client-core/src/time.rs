@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Beyond any deadline that matters, and small enough for every platform's clock.
-const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// A hundred years: beyond any deadline that matters, and small enough for every platform's clock.
+const FAR: Duration = Duration::from_secs(3_153_600_000);
 
 /// The shortest wait. A deadline that is set while time is handled must lie after it, or a driver would spin.
 pub(crate) const TICK: Duration = Duration::from_millis(1);

@@ -261,3 +261,18 @@ impl fmt::Debug for ClientBuilder {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::protocol::Limits;
+
+    use super::MESSAGE_BYTES_MAX;
+
+    #[test]
+    fn the_largest_reply_of_a_server_is_taken() {
+        assert_eq!(
+            MESSAGE_BYTES_MAX,
+            Limits::default().reply_bytes_max + 65_536
+        );
+    }
+}
