@@ -499,10 +499,8 @@ impl SharedStore {
             return answered;
         };
         // What is given back is not taken again, even if nobody can be told now.
-        match &op {
-            Op::Unsubscribe { topics } => wire.topics.retain(|topic| !topics.contains(topic)),
-            Op::OpenInstance { instance } => wire.instance = Some(instance.clone()),
-            _ => {}
+        if let Op::Unsubscribe { topics } = &op {
+            wire.topics.retain(|topic| !topics.contains(topic));
         }
         if wire.phase == Phase::Lost || wire.phase == Phase::Dead {
             drop(state);
@@ -512,6 +510,10 @@ impl SharedStore {
         wire.pending.insert(request, answer);
         if wire.phase == Phase::Broken {
             return answered; // It waits for nothing, until the loss is noticed.
+        }
+        // One that never reaches the store is not told that it is back.
+        if let Op::OpenInstance { instance } = &op {
+            wire.instance = Some(instance.clone());
         }
         let arrival = wire.requests_until.max(frozen_until).max(now + latency);
         wire.requests_until = arrival;
