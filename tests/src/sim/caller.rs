@@ -885,11 +885,7 @@ impl Caller {
         let about = self.about(id.as_str());
         let by_another = self.world.clock.once_in(2);
         let is_done = if by_another {
-            let other = {
-                let state = self.world.state();
-                state.seats[(self.n + 1) % state.seats.len()].client.clone()
-            };
-            let expel = other.command::<_, bool>("expel", about);
+            let expel = self.neighbour().command::<_, bool>("expel", about);
             self.ends("expel", COMMAND_TIMEOUT, expel).await.is_ok()
         } else {
             self.command::<bool>("expel", about).await.is_some()
@@ -1103,6 +1099,12 @@ impl Caller {
         }
     }
 
+    /// The client next to this one, mostly of another server.
+    fn neighbour(&self) -> MeshClient {
+        let state = self.world.state();
+        state.seats[(self.n + 1) % state.seats.len()].client.clone()
+    }
+
     /// Some client's connection, by its id.
     fn somebody(&self) -> Option<String> {
         let state = self.world.state();
@@ -1174,19 +1176,15 @@ impl Caller {
         };
         let done = self.command::<bool>(command, ()).await.is_some();
         let since = self.world.now();
-        self.seat(|seat| {
-            // With another connection it is another's.
-            if done && before.is_some() && seat.online_since == before {
-                let belonging = if since < seat.doubtful_until {
-                    Belonging::Unknown
-                } else if is_member {
-                    Belonging::Member { since }
-                } else {
-                    Belonging::Left { since }
-                };
-                seat.rooms.insert(STAFF, belonging);
-            }
-        });
+        // With another connection it is another's.
+        if done && before.is_some() && self.seat(|seat| seat.online_since) == before {
+            let belonging = if is_member {
+                Belonging::Member { since }
+            } else {
+                Belonging::Left { since }
+            };
+            self.believe(STAFF, belonging);
+        }
     }
 
     async fn tag(&self) {
@@ -1265,10 +1263,7 @@ impl Caller {
 
     /// What another client, mostly of another server, publishes while a subscription is answered counts as well.
     async fn beside(&self) {
-        let other = {
-            let state = self.world.state();
-            state.seats[(self.n + 1) % state.seats.len()].client.clone()
-        };
+        let other = self.neighbour();
         for _ in 0..=self.world.clock.below(3) {
             let called = self.world.now();
             let write = Write {
