@@ -274,19 +274,25 @@ impl Session {
         session.load_scripts().await.map_err(refused)?;
         #[cfg(feature = "cluster")]
         if config.cluster {
-            let is_heard = {
-                let ping = pin!(session.ping());
-                let late = pin!(crate::runtime::sleep(ECHO_TIME_MAX));
-                matches!(select(ping, late).await, Either::Left((Ok(()), _)))
-            };
-            if !is_heard {
-                return Err(ConnectError::Unreachable {
-                    address: config.address(),
-                    reason: "a node does not hear what is published in the cluster".to_owned(),
-                });
-            }
+            session.is_heard(config).await?;
         }
         Ok(session)
+    }
+
+    /// Makes sure that the nodes are what they seemed to be, and that what is published arrives.
+    #[cfg(feature = "cluster")]
+    async fn is_heard(&self, config: &Config) -> Result<(), ConnectError> {
+        let ping = pin!(self.ping());
+        let late = pin!(crate::runtime::sleep(ECHO_TIME_MAX));
+        let reason = match select(ping, late).await {
+            Either::Left((Ok(()), _)) => return Ok(()),
+            Either::Left((Err(Failure::Lost(reason) | Failure::Refused(reason)), _)) => reason,
+            _ => "a node does not hear what is published in the cluster".to_owned(),
+        };
+        Err(ConnectError::Unreachable {
+            address: config.address(),
+            reason,
+        })
     }
 
     async fn open_commands(
@@ -324,11 +330,8 @@ impl Session {
             .await
             .and_then(Value::extract_error)
             .map_err(Err)?;
-        let text = decode::string(value).unwrap_or_default();
-        let version = text
-            .lines()
-            .find_map(|line| line.strip_prefix("redis_version:"));
-        let version = version.unwrap_or("of an unknown version").trim();
+        let version = decode::info(value, "redis_version");
+        let version = version.unwrap_or_else(|| "of an unknown version".to_owned());
         let major = version
             .split('.')
             .next()
@@ -336,7 +339,7 @@ impl Session {
         if major.is_some_and(|major| major >= 7) {
             Ok(())
         } else {
-            Err(Ok(version.to_owned()))
+            Err(Ok(version))
         }
     }
 

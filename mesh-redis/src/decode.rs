@@ -13,6 +13,15 @@ pub(crate) fn string(value: Value) -> Option<String> {
     }
 }
 
+/// A field of what `INFO` answers.
+pub(crate) fn info(value: Value, field: &str) -> Option<String> {
+    let text = string(value)?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    value.map(|value| value.trim().to_owned())
+}
+
 /// A reply of another shape than the command has: the peer is no Redis, or replies got out of step.
 pub(crate) fn unexpected() -> Failure {
     Failure::Lost("Redis answered in an unexpected shape".to_owned())

@@ -89,7 +89,7 @@
 //! | the same, of sharded topics | | 1 command for each partition, and 1 for up to 512 more topics of it | O(topics) |
 //! | `Restore` | as to open and to join | 1 script for up to 512 entries of a partition, pipelined | O(entries) |
 //! | to register after an outage | leases, dying, format, birth, kept, `t` | 1 script, 1 more where something was kept, 128 scripts for each earlier incarnation that is not settled, `SUBSCRIBE`, `SSUBSCRIBE` | O(topics / 512), and up to 128 where sharded |
-//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, in a cluster 1 `PUBLISH` more and with sharded topics 1 `PING` for each node | |
+//! | to stay alive | leases, dying | 1 script every 5 s; 2 `PING` each second, in a cluster 1 `PUBLISH` more and with sharded topics 1 `INFO` for each node | |
 //! | to clean up behind a dead instance | as `CloseInstance` | as `CloseInstance`, and 128 scripts | O(found / 1 000) scripts |
 //!
 //! Scripts are loaded at each connect and called by their hash; a Redis that forgot one gets its text with the call.
@@ -145,8 +145,9 @@
 //!
 //! Commands follow a slot that moves. Sharded topics do not: Redis ends the subscriptions in that slot, which the
 //! instances that have any take for an outage, and those that want one later as well. They connect again as after any
-//! outage, to the new owner. The same goes for a replica that takes over. While the cluster tells different owners from
-//! different nodes, what is published in that slot may be lost; the outage follows.
+//! outage, to the new owner. The same goes for a replica that takes over. An old primary would let one listen as its
+//! replica, and says so to nobody who listens nowhere: each node is asked each second whether it still is one. While the cluster
+//! tells different owners from different nodes, what is published in that slot may be lost; the outage follows.
 //!
 //! While a node is away the whole cluster counts as lost. A command is tried again up to twice where a node's
 //! connection broke, so that a channel message may be published twice then.

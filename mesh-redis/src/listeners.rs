@@ -3,15 +3,16 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures_util::future::{join_all, try_join_all};
+use futures_util::future::{join_all, try_join, try_join_all};
 #[cfg(feature = "cluster")]
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind};
-use redis::{Pipeline, RedisError, Value, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo};
+use redis::{Cmd, ErrorKind, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 
 #[cfg(feature = "cluster")]
 use crate::shards::{self, Node};
 use crate::{
     connection::{Failure, failure},
+    decode,
     keys::{Keys, PARTITIONS, Partition},
     shards::Watch,
     subscriptions::TOPICS_PER_COMMAND,
@@ -102,14 +103,12 @@ impl Listeners {
         self.change(Change::GiveBack, names).await.map(drop)
     }
 
-    /// Asks every connection for a sign of life.
+    /// Asks every connection for a sign of life, and each node that has slots whether it is still a primary.
     pub(crate) async fn ping(&self) -> Result<(), RedisError> {
+        let nodes = self.connections.iter().skip(1).map(is_primary);
         let ping = redis::cmd("PING");
-        let pings = self.connections.iter().map(|connection| {
-            let (mut connection, ping) = (connection.clone(), &ping);
-            async move { connection.send_packed_command(ping).await?.extract_error() }
-        });
-        try_join_all(pings).await.map(drop)
+        let first = ask(self.first(), &ping);
+        try_join(first, try_join_all(nodes)).await.map(drop)
     }
 
     async fn change(&self, change: Change, names: &[String]) -> Result<Vec<Refused>, Failure> {
@@ -229,6 +228,27 @@ impl Listeners {
             .into_iter()
             .try_for_each(|answer| Value::extract_error(answer).map(drop))
     }
+}
+
+async fn ask(mut connection: MultiplexedConnection, cmd: &Cmd) -> Result<Value, RedisError> {
+    let answer = connection.send_packed_command(cmd).await?;
+    answer.extract_error()
+}
+
+/// A replica lets one subscribe too, and hears what its primary passes on, as long as it does: who connected before all nodes knew of a
+/// failover, or listens to nothing, would stay with it.
+async fn is_primary(connection: &MultiplexedConnection) -> Result<(), RedisError> {
+    let mut info = redis::cmd("INFO");
+    info.arg("replication");
+    let answer = ask(connection.clone(), &info).await?;
+    if decode::info(answer, "role").as_deref() == Some("slave") {
+        let what = "a node has become a replica";
+        return Err(RedisError::from((
+            ErrorKind::ClusterConnectionNotFound,
+            what,
+        )));
+    }
+    Ok(())
 }
 
 /// What came of topics that were taken each by itself.

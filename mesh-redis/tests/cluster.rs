@@ -519,11 +519,14 @@ fn sharded_topics_follow_a_replica_that_takes_over() {
             one.connect(&id).await;
             one.join(&format!("r{number}"), &id).await;
         }
-        // The primary goes on as a replica, and so do its connections.
+        let idle = Instance::open(cluster.sharded(), "idle").await;
+        // The primary goes on as a replica, and so do its connections. Nobody tells those that listen to nothing there.
         let done = cluster.nodes[3].ask(&["CLUSTER", "FAILOVER"]);
         assert_eq!(done.as_deref(), Some("OK"));
-        one.outage().await;
-        two.outage().await;
+        for instance in [&one, &two, &idle] {
+            instance.outage().await;
+        }
+        idle.subscribe(&topics).await;
         is_heard(&one, &two, &topics).await;
         everything_is_stated(&one, &two).await;
         let channels = cluster.shard_channels();
