@@ -126,7 +126,9 @@ pub enum RecordChange {
     /// It was deleted. A deletion that was missed, while the connection was down for one, is an [`Updated`](Self::Updated) without a value.
     Deleted,
     /// The server's store lost the record or some of its history, and this is what there is now. The version may be lower than before,
-    /// or the same with another value; version 0 and no value say that the record is gone with the store.
+    /// or the same with another value; version 0 and no value say that the record is gone with the store. After a reconnect it is told
+    /// once a server that answers has been behind for 11 s (`protocol.md`, section 6.5): until then that may be one that has yet to catch
+    /// up. What it publishes meanwhile below the version that is held is not told.
     Reset,
     /// It has a newer value. Versions in between may be missing, where the subscription was interrupted or somebody was too slow for them.
     Updated,

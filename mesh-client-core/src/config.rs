@@ -85,7 +85,8 @@ pub struct ClientConfig {
     /// asked for. One that comes whole is bounded by the longest message.
     pub record_bytes_max: usize,
     /// The wait before a subscription, room or metadata is put back again after the server answered `EUNAVAILABLE` or
-    /// `EOVERLOAD`, and before a record's value is asked for again if no patch fitted since it was asked for last. Default 1 s.
+    /// `EOVERLOAD`, and before a record's value is asked for again if no patch fitted since it was asked for last, or if the server was
+    /// behind what an earlier connection told. Default 1 s.
     pub restore_retry: Duration,
     /// The deepest nesting of a frame from the server. Default 1 024; over it the frame is ignored and counted.
     pub nesting_max: usize,

@@ -154,7 +154,8 @@ impl<T> Desired<T> {
         while let Some(target) = self.ready.pop_first() {
             let entry = self.entry(&target);
             let restore = entry.needs_restore();
-            if entry.in_flight.is_some() || (restore && entry.retry_at.is_some()) {
+            let later = restore && entry.retry_at.is_some();
+            if entry.in_flight.is_some() || (later && !entry.may_go_on()) {
                 continue;
             }
             let own = |kind| Op {
@@ -165,7 +166,7 @@ impl<T> Desired<T> {
                 bytes: 0,
                 sent: false,
             };
-            if restore {
+            if restore && !later {
                 let kind = OpKind::Restore(entry.restore());
                 return Some((target, own(kind)));
             }
@@ -270,13 +271,13 @@ impl<T> Desired<T> {
         (dialect.name(name), payload)
     }
 
-    /// The reply to `op` came.
+    /// The reply to `op` came, now; `retry_at` is when to ask again if it was of no use.
     pub(crate) fn reply(
         &mut self,
         target: &Target,
         op: Op<T>,
         payload: &str,
-        retry_at: Instant,
+        (now, retry_at): (Instant, Instant),
         out: &mut Out<T>,
     ) {
         let entry = self.entry(target);
@@ -284,12 +285,14 @@ impl<T> Desired<T> {
         match op.kind {
             OpKind::Restore(wants) => match grant(target, payload) {
                 Ok(grant) => {
-                    if entry.restored(grant, wants, retry_at, out) {
+                    if entry.restored(grant, wants, now, out) {
                         self.retry(target, retry_at);
                     }
                 }
                 Err(refusal) if shapes::is_transient(&refusal) => {
-                    if let Kept::Record(record) = &mut entry.kept {
+                    if let Kept::Record(record) = &mut entry.kept
+                        && shapes::is_without_store(&refusal)
+                    {
                         record.refused();
                     }
                     self.retry(target, retry_at);
@@ -341,7 +344,7 @@ impl<T> Desired<T> {
                         }
                         (Kept::Record(record), Wants::Record(mode)) => {
                             // The others first: they and the new one go on from the same state.
-                            let wait = record.granted(grant.record, mode, retry_at, out);
+                            let wait = record.granted(grant.record, mode, now, out);
                             if let Some(token) = token {
                                 let state = record.insert(subscription, mode);
                                 complete(out, Some(token), state.subscribed());
@@ -483,7 +486,7 @@ impl<T> Desired<T> {
     }
 
     /// The connection is over, and the server has forgotten everything. After every [`put_back`](Self::put_back).
-    pub(crate) fn lost(&mut self, out: &mut Out<T>) {
+    pub(crate) fn lost(&mut self, now: Instant, out: &mut Out<T>) {
         self.open = false;
         self.ready.clear();
         self.unrestored.clear();
@@ -498,7 +501,7 @@ impl<T> Desired<T> {
                 Kept::Channel(subscribers) => subscribers
                     .values_mut()
                     .for_each(|subscriber| subscriber.granted = false),
-                Kept::Record(record) => record.lost(),
+                Kept::Record(record) => record.lost(now),
                 Kept::Metadata(_) | Kept::Room { .. } => {}
             }
             self.forget_leaves(&target, out);
@@ -508,7 +511,6 @@ impl<T> Desired<T> {
 
     /// The client ends: nothing is wanted any more.
     pub(crate) fn end(&mut self, out: &mut Out<T>) {
-        self.lost(out);
         for target in self.targets() {
             let waiting = std::mem::take(&mut self.entry(&target).waiting);
             for op in waiting {

@@ -127,7 +127,13 @@ pub(crate) fn snapshot(payload: &str) -> Result<Grant, Refusal> {
 
 /// Whether asking again later may help.
 pub(crate) fn is_transient(refusal: &Refusal) -> bool {
-    matches!(refusal, Refusal::Error(error) if matches!(error.code(), codes::EUNAVAILABLE | codes::EOVERLOAD))
+    is_without_store(refusal)
+        || matches!(refusal, Refusal::Error(error) if error.code() == codes::EOVERLOAD)
+}
+
+/// Whether the server said that its store is away.
+pub(crate) fn is_without_store(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::Error(error) if error.code() == codes::EUNAVAILABLE)
 }
 
 /// Serialises a struct of strings and numbers, which cannot fail.

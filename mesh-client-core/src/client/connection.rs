@@ -268,7 +268,7 @@ impl<T> Client<T> {
                 InFlight::Op(target, op) => self.desired.put_back(&target, op, &mut self.actions),
             }
         }
-        self.desired.lost(&mut self.actions);
+        self.desired.lost(now, &mut self.actions);
     }
 
     /// The end, until somebody connects again: everybody gets an outcome.

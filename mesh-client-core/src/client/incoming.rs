@@ -47,9 +47,9 @@ impl<T> Client<T> {
                 self.complete(command.token, Outcome::Reply(payload.to_owned()));
             }
             Match::Pending(InFlight::Op(target, op)) => {
-                let retry_at = after(now, self.config.restore_retry);
+                let times = (now, after(now, self.config.restore_retry));
                 self.desired
-                    .reply(&target, op, payload, retry_at, &mut self.actions);
+                    .reply(&target, op, payload, times, &mut self.actions);
             }
             Match::Late(target) => {
                 self.stats.replies_late += 1;

@@ -114,6 +114,14 @@ impl Bench {
         self.wait(30 * SECOND);
         self.client.handle_socket_opened(attempt, self.now);
     }
+
+    /// Loses the connection, and has another.
+    fn reconnect(&mut self) {
+        let attempt = self.client.attempt;
+        self.client
+            .handle_socket_closed(attempt, Loss::Gone, self.now);
+        self.reopen(attempt + 1);
+    }
 }
 
 fn network() -> ConnectError {

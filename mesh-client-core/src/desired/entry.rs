@@ -117,6 +117,13 @@ impl<T> Entry<T> {
         self.is_lost() || matches!(&self.kept, Kept::Record(record) if record.is_stale())
     }
 
+    /// Whether the next in line need not wait until the server is asked again: it has answered, and is only behind what is held.
+    pub(super) fn may_go_on(&self) -> bool {
+        let next = self.waiting.front().map(|op| &op.kind);
+        let is_ahead = matches!(&self.kept, Kept::Record(record) if record.is_ahead());
+        is_ahead && matches!(next, Some(OpKind::Subscribe { .. }))
+    }
+
     /// Whether the entry says no more than its absence would.
     pub(super) fn is_void(&self) -> bool {
         let kept = match &self.kept {
@@ -154,7 +161,7 @@ impl<T> Entry<T> {
         &mut self,
         grant: Grant,
         wants: Wants,
-        retry_at: Instant,
+        now: Instant,
         out: &mut Out<T>,
     ) -> bool {
         self.present = true;
@@ -179,7 +186,7 @@ impl<T> Entry<T> {
                 false
             }
             (Kept::Record(record), Wants::Record(mode)) => {
-                let wait = record.granted(grant.record, mode, retry_at, out);
+                let wait = record.granted(grant.record, mode, now, out);
                 record.forget();
                 wait
             }

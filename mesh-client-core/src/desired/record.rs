@@ -72,15 +72,16 @@ struct Lag {
 impl Lag {
     /// It tells so, once more.
     fn again(before: Option<Self>, position: u64, now: Instant) -> Self {
-        let waited = before.map_or(Duration::ZERO, |lag| {
-            let here = lag.since.map(|since| now.saturating_duration_since(since));
-            lag.waited + here.unwrap_or_default()
-        });
         Self {
-            waited,
+            waited: before.map_or(Duration::ZERO, |lag| lag.waited_until(now)),
             since: Some(now),
             position,
         }
+    }
+
+    fn waited_until(self, now: Instant) -> Duration {
+        let here = self.since.map(|since| now.saturating_duration_since(since));
+        self.waited + here.unwrap_or_default()
     }
 
     /// May it still catch up? Even one that knows nothing of the record may not have heard of its first version yet.
@@ -112,10 +113,15 @@ impl Record {
         }
     }
 
+    /// Whether the server was asked, and is waited for until it has caught up.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.stale && self.lag.is_some_and(|lag| lag.since.is_some())
+    }
+
     /// What another subscriber may be given without asking the server, who has a say only in what is not in force.
     pub(super) fn serves(&self, mode: RecordMode) -> bool {
         let fits = mode == RecordMode::Full || self.mode == RecordMode::Patch;
-        fits && !self.stale && self.held.is_some()
+        fits && (!self.stale || self.is_ahead()) && self.held.is_some()
     }
 
     /// Adds a subscriber, who goes on from what is held. Returns that.
@@ -151,10 +157,10 @@ impl Record {
     }
 
     /// The connection is over. What is held stays: the next one goes on from there.
-    pub(super) fn lost(&mut self) {
+    pub(super) fn lost(&mut self, now: Instant) {
         (self.stale, self.heard, self.in_vain) = (false, 0, false);
         if let Some(lag) = &mut self.lag {
-            lag.since = None;
+            (lag.waited, lag.since) = (lag.waited_until(now), None);
         }
     }
 
@@ -168,19 +174,18 @@ impl Record {
         self.heard = 0;
     }
 
-    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while;
-    /// `retry_at` is when.
+    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while.
     pub(super) fn granted<T>(
         &mut self,
         state: RecordState,
         mode: RecordMode,
-        retry_at: Instant,
+        now: Instant,
         out: &mut Out<T>,
     ) -> bool {
         (self.mode, self.stale) = (mode, false);
         // Our server never replies with less than it said before; the original library's does where an update comes between.
         let is_old = state.version < self.heard;
-        let lag = Lag::again(self.lag.take(), state.version, retry_at);
+        let lag = Lag::again(self.lag.take(), state.version, now);
         match &self.held {
             None => self.held = Some(state),
             Some(held) if state.version > held.version => {

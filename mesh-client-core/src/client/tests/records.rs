@@ -1,5 +1,7 @@
 //! What is promised of records.
 
+use std::time::Duration;
+
 use mesh_core::protocol::builtin::RecordMode::{self, Full, Patch};
 
 use super::{Bench, SECOND};
@@ -356,8 +358,7 @@ fn after_a_reconnect_nobody_sees_a_version_twice() {
         (state("null", 0), None),
     ] {
         let (mut bench, _) = Bench::holding(Full);
-        bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-        bench.reopen(2);
+        bench.reconnect();
         let asked = bench.asked();
         assert_eq!(asked, [subscribe("full")]);
         bench.deleted(0); // of no subscription: nothing is granted yet
@@ -457,8 +458,7 @@ fn nothing_is_served_of_what_nobody_keeps_up_to_date() {
 
     // All are gone before the reply of what puts it back.
     let (mut bench, first) = Bench::holding(Full);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.actions();
     bench.client.handle_backlog(2, usize::MAX, bench.now);
     bench.client.handle_unsubscribe(first, None, bench.now);
@@ -491,8 +491,7 @@ fn what_comes_in_patches_is_served_to_who_wants_patches() {
 fn a_new_connection_is_not_blamed_for_the_last_ones_gaps() {
     let (mut bench, _) = Bench::holding(Patch);
     bench.patch(9, "[]");
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.actions();
     bench.grant(&state("{}", 9));
     bench.actions();
@@ -538,8 +537,7 @@ fn who_wants_patches_of_a_record_that_comes_whole_makes_the_wire_change_its_mode
     // It is asked for anew only with the next connection.
     bench.client.handle_unsubscribe(second, None, bench.now);
     assert_eq!(bench.actions(), []);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     assert_eq!(bench.asked(), [subscribe("full")]);
 }
 
@@ -564,8 +562,7 @@ fn a_reply_that_is_older_than_an_event_before_it_is_no_step_back() {
 fn a_server_that_is_behind_the_last_one_catches_up() {
     let moved = |mode| {
         let (mut bench, id) = Bench::holding(mode);
-        bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-        bench.reopen(2);
+        bench.reconnect();
         bench.asked();
         bench.grant(&state(r#"{"a":0}"#, 1));
         assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
@@ -609,8 +606,7 @@ fn a_server_that_is_behind_the_last_one_catches_up() {
 #[test]
 fn a_server_that_stays_behind_has_lost_something() {
     let (mut bench, id) = Bench::holding(Full);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.asked();
     let old = state(r#"{"a":0}"#, 1);
     bench.grant(&old);
@@ -622,8 +618,7 @@ fn a_server_that_stays_behind_has_lost_something() {
 
     // One that never heard of the record may be without word of its first version.
     let (mut bench, id) = Bench::holding(Full);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.asked();
     let event = bench.is_behind_for(11, id, &state("null", 0));
     assert_eq!(event, told(Reset, 0, None));
@@ -632,8 +627,7 @@ fn a_server_that_stays_behind_has_lost_something() {
 #[test]
 fn a_server_that_was_without_its_store_has_the_time_anew_to_catch_up() {
     let (mut bench, id) = Bench::holding(Full);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.asked();
     let old = state("null", 0);
     bench.grant(&old);
@@ -649,9 +643,16 @@ fn a_server_that_was_without_its_store_has_the_time_anew_to_catch_up() {
         bench.grant(&old);
         assert_eq!(bench.told(id), []);
     }
+    // One that only has much to do has its store.
+    for _ in 0..3 {
+        bench.wait(SECOND);
+        assert_eq!(bench.asked(), [subscribe("full")]);
+        bench.grant(r#"{"error":"e","code":"EOVERLOAD","name":"Overload"}"#);
+        assert_eq!(bench.told(id), []);
+    }
     bench.wait(SECOND);
     bench.asked();
-    let event = bench.is_behind_for(6, id, &old);
+    let event = bench.is_behind_for(3, id, &old);
     assert_eq!(event, told(Reset, 0, None));
 }
 
@@ -659,11 +660,8 @@ fn a_server_that_was_without_its_store_has_the_time_anew_to_catch_up() {
 fn connections_that_are_lost_again_keep_no_old_value_alive() {
     let (mut bench, id) = Bench::holding(Full);
     let old = state(r#"{"a":0}"#, 1);
-    for generation in 1..4 {
-        bench
-            .client
-            .handle_socket_closed(generation, Loss::Gone, bench.now);
-        bench.reopen(generation + 1);
+    for _ in 0..3 {
+        bench.reconnect();
         bench.asked();
         for _ in 0..3 {
             bench.grant(&old);
@@ -674,18 +672,64 @@ fn connections_that_are_lost_again_keep_no_old_value_alive() {
         bench.actions();
     }
     // Nine of eleven seconds are over.
-    bench.client.handle_socket_closed(4, Loss::Gone, bench.now);
-    bench.reopen(5);
+    bench.reconnect();
     bench.asked();
     let event = bench.is_behind_for(2, id, &old);
     assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
+
+    // Nor do those that last no longer than one answer.
+    let (mut bench, id) = Bench::holding(Full);
+    for _ in 0..12 {
+        bench.reconnect();
+        bench.asked();
+        bench.grant(&old);
+        assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
+        bench.wait(SECOND - Duration::from_millis(1));
+    }
+    bench.reconnect();
+    bench.asked();
+    let event = bench.is_behind_for(0, id, &old);
+    assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
+}
+
+#[test]
+fn who_subscribes_while_the_server_is_behind_goes_on_from_what_is_held() {
+    let held = || subscribed(3, r#"{"a":1}"#);
+    let behind = |mode| {
+        let (mut bench, _) = Bench::holding(mode);
+        bench.reconnect();
+        bench.asked();
+        bench.grant(&state(r#"{"a":0}"#, 1));
+        bench.actions();
+        bench
+    };
+    for (before, after) in [(Full, Full), (Patch, Full), (Patch, Patch)] {
+        let mut bench = behind(before);
+        bench.record(2, after);
+        assert_eq!(bench.outcomes(), [(2, held())], "the server is not asked");
+    }
+
+    // One that wants patches of a record that comes whole has to ask, and at once.
+    let mut bench = behind(Full);
+    bench.record(2, Patch);
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+    bench.grant(&state(r#"{"a":0}"#, 1));
+    assert_eq!(bench.outcomes(), [(2, held())]);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+    bench.grant(&state(r#"{"a":4}"#, 4));
+    let update =
+        |action: Action<u32>| matches!(action, Action::Record { event, .. } if event.version == 4);
+    assert_eq!(
+        bench.actions().into_iter().map(update).collect::<Vec<_>>(),
+        [true, true]
+    );
 }
 
 #[test]
 fn who_asks_anew_is_told_that_the_server_cannot() {
     let (mut bench, _) = Bench::holding(Full);
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.asked();
     bench.record(2, Full);
     bench.grant(BUSY);
@@ -711,8 +755,7 @@ fn a_grant_that_is_older_than_an_event_before_it_is_asked_for_again() {
     assert_eq!(bench.told(id), [told(Updated, 6, "6")]);
 
     // The same after a reconnect; and only the last word counts.
-    bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-    bench.reopen(2);
+    bench.reconnect();
     bench.actions();
     bench.full(9, "9");
     bench.full(8, "8");
@@ -783,8 +826,7 @@ fn a_refusal_ends_what_was_granted_before_and_a_transient_one_is_tried_again() {
         if gap {
             bench.patch(9, "[]");
         } else {
-            bench.client.handle_socket_closed(1, Loss::Gone, bench.now);
-            bench.reopen(2);
+            bench.reconnect();
         }
         assert_eq!(bench.asked(), [subscribe("patch")]);
         bench.grant(BUSY);
