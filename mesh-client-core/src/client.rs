@@ -170,6 +170,31 @@ impl<T> Client<T> {
         self.last_error.as_ref()
     }
 
+    /// Holds what is kept to the limits, and panics where it is more.
+    #[cfg(feature = "__fuzzing")]
+    pub(crate) fn check(&self) {
+        let config = &self.config;
+        let (ops, op_bytes) = self.desired.waiting();
+        let (waiting, bytes) = (self.queue.len() + ops, self.queue.bytes() + op_bytes);
+        // What was in flight when a connection went waits again, beside what waits already.
+        let bytes_max = config.queue_bytes_max + config.in_flight_bytes_max;
+        assert!(
+            waiting <= config.queue_commands_max + config.in_flight_max
+                && bytes <= bytes_max + config.command_bytes_max,
+            "{waiting} requests of {bytes} bytes wait"
+        );
+        let subscriptions = self.desired.subscriptions();
+        assert!(
+            subscriptions <= config.subscriptions_max,
+            "{subscriptions} subscriptions"
+        );
+        let abandoned = self.correlator.abandoned();
+        assert!(
+            abandoned <= config.abandoned_max,
+            "{abandoned} ids are reserved"
+        );
+    }
+
     /// What was ignored so far.
     pub fn stats(&self) -> Stats {
         self.stats

@@ -137,6 +137,13 @@ impl MeshClient {
         self.shared().state.lock().client.stats()
     }
 
+    /// Holds what is kept to the limits, and panics where it is more.
+    #[cfg(feature = "__fuzzing")]
+    #[doc(hidden)]
+    pub fn check(&self) {
+        self.shared().state.lock().client.check();
+    }
+
     /// Calls a command: `client.command("echo", "Hello").timeout(…).await?`.
     ///
     /// # Errors

@@ -491,6 +491,24 @@ impl Connection {
         self.outbox.bytes()
     }
 
+    /// Holds what is kept to the limits, and panics where it is more.
+    #[cfg(feature = "__fuzzing")]
+    pub(crate) fn check(&self) {
+        let limits = &self.config.limits;
+        let (commands, bytes) = (self.in_flight.len(), self.in_flight.bytes());
+        assert!(
+            commands <= limits.in_flight_max
+                && bytes <= limits.in_flight_bytes_max + limits.message_bytes_max,
+            "{commands} commands of {bytes} bytes in flight"
+        );
+        let (memberships, late) = (self.memberships, self.conflated.len());
+        assert!(
+            memberships <= limits.memberships_max && late <= memberships,
+            "{memberships} memberships, {late} records left out"
+        );
+        self.outbox.check(limits.queue_bytes_max);
+    }
+
     /// The last measured round trip.
     pub fn latency(&self) -> Option<Duration> {
         self.latency.measured()

@@ -104,6 +104,18 @@ impl Outbox {
         *self = Self::default();
     }
 
+    /// Holds what is owed to `bytes_max`, and panics where it is more.
+    #[cfg(feature = "__fuzzing")]
+    pub(super) fn check(&self, bytes_max: usize) {
+        /// What is let in as short and rare.
+        const SHORT: usize = 16 << 10;
+        let bytes = self.bytes();
+        assert!(
+            bytes <= bytes_max + self.grown + SHORT,
+            "{bytes} bytes are owed, and {bytes_max} may be"
+        );
+    }
+
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
         self.queue.capacity()

@@ -567,12 +567,18 @@ impl MeshServer {
         }
     }
 
-    /// Holds the tables of each shard against each other, and panics where they differ. How many connections are in them.
+    /// Holds the tables of each shard against each other, and what is kept for each connection to its limits; panics where either fails.
+    /// How many connections there are.
     #[cfg(feature = "__fuzzing")]
     #[doc(hidden)]
     pub fn check(&self) -> usize {
+        for connection in self.inner.all_local() {
+            connection.shared.lock().machine.check();
+        }
         let shards = (0..super::server::SHARDS).map(|index| self.inner.lock_shard(index));
-        let checked = shards.inspect(|shard| shard.check());
+        let checked = shards.inspect(|shard| {
+            shard.check();
+        });
         checked.map(|shard| shard.connection_count()).sum()
     }
 
