@@ -72,6 +72,10 @@ const PUT_THROUGH: [&str; 9] = [
 /// Calls that may concern connections of another instance.
 const ASKED_ELSEWHERE: [&str; 5] = ["close", "expel", "kick", "revoke", "tag"];
 
+/// How long a server may be busy with commands that were given up, where it does one behind the other: two are called at once, each of which
+/// waits 5 s for an instance that does not answer.
+const BUSY_MAX: Duration = Duration::from_secs(10);
+
 /// Is it an error that a call may end with while nothing is broken? Whether there was a reason for it is found out elsewhere.
 fn is_answer(what: &str, error: &ClientError) -> bool {
     match error {
@@ -163,6 +167,9 @@ impl Caller {
             id: None,
             last_id: None,
             is_kicked: false,
+            kicked_at: None,
+            asking_elsewhere: 0,
+            asked_elsewhere: Duration::ZERO,
             doubtful_until: Duration::ZERO,
             name: Naming::default(),
             online_since: None,
@@ -255,7 +262,7 @@ impl Caller {
                         if !is_going_away && self.is_whole_since(since) {
                             self.violation(format_args!("its server stopped and it saw {loss:?}"));
                         }
-                    } else if self.is_whole_since(now) {
+                    } else if self.is_whole_since(now) && !self.waited_elsewhere(&loss, now) {
                         self.violation(format_args!("{loss:?}, and nothing was broken"));
                     }
                 }
@@ -265,6 +272,30 @@ impl Caller {
                 _ => {}
             }
         }
+    }
+
+    /// Whether an outcome may be late as another instance does not answer: until its lease ends one that died is asked, and a connection
+    /// that is silent may be gone.
+    fn waits_elsewhere(&self, what: &str, began: Duration) -> bool {
+        let state = self.world.state();
+        let seat = &state.seats[self.n];
+        let is_behind = state.hosts[seat.host].is_sequential
+            && (seat.asking_elsewhere > 0 || seat.asked_elsewhere >= began);
+        let dead_until = state.dead_until;
+        drop(state);
+        let asked = if is_behind {
+            began.saturating_sub(COMMAND_TIMEOUT + BUSY_MAX)
+        } else if ASKED_ELSEWHERE.contains(&what) {
+            began
+        } else {
+            return false;
+        };
+        asked <= dead_until || !self.world.is_whole_since(asked)
+    }
+
+    /// Whether a connection may be given up as commands on it wait for another instance.
+    fn waited_elsewhere(&self, loss: &Loss, now: Duration) -> bool {
+        *loss == Loss::Unanswered && self.waits_elsewhere("", now.saturating_sub(COMMAND_TIMEOUT))
     }
 
     /// A connection is lost: what was its own is over. Whether the application wished it, and where it was.
@@ -285,9 +316,8 @@ impl Caller {
             };
             let was_whole = self.is_whole_since(since.max(joined));
             if was_whole && self.world.times_left(room, &id) == 0 {
-                self.world.expect_leave(self.n, room, id.clone(), 0);
+                self.world.expect_leave(self.n, room, id, 0);
             }
-            self.world.state().lost.insert((room.into(), id));
         }
         self.seat(|seat| {
             seat.lost_at = Some(now);
@@ -304,7 +334,11 @@ impl Caller {
             seat.name.now = seat.name.wish;
             seat.name.is_unsure = false;
             let was_told = matches!(loss, Loss::Closed(Some(frame)) if frame.code == KICKED);
-            (std::mem::take(&mut seat.is_kicked) && was_told, seat.host)
+            let is_kicked = std::mem::take(&mut seat.is_kicked) && was_told;
+            if is_kicked {
+                seat.kicked_at = Some(now);
+            }
+            (is_kicked, seat.host)
         })
     }
 
@@ -357,11 +391,7 @@ impl Caller {
                 };
                 let was_whole =
                     online.is_some() && online == still_online && self.is_whole_since(began);
-                // Until its lease ends one that died is asked, and does not answer; and a connection that is silent may be gone.
-                let is_elsewhere = ASKED_ELSEWHERE.contains(&what)
-                    && (began <= self.world.state().dead_until
-                        || !self.world.is_whole_since(began));
-                if is_outage && was_whole && !is_elsewhere {
+                if is_outage && was_whole && !self.waits_elsewhere(what, began) {
                     self.violation(format_args!("{what}: {error}, and nothing was broken"));
                 }
                 if !is_outage && !is_answer(what, error) {
@@ -374,10 +404,34 @@ impl Caller {
 
     /// A call that has an outcome within its timeout.
     async fn ends<T>(&self, what: &str, timeout: Duration, call: impl IntoFuture<Output = T>) -> T {
+        let is_elsewhere = ASKED_ELSEWHERE.contains(&what);
         let what = format!("client {}: {what}", self.n);
         let number = self.world.call(what, timeout + LATE_MAX);
-        let outcome = call.await;
+        let outcome = if is_elsewhere {
+            self.asks_elsewhere(self.n, timeout, call).await
+        } else {
+            call.await
+        };
         self.world.end_call(number);
+        outcome
+    }
+
+    /// Notes that a connection's server may be waiting for another one.
+    async fn asks_elsewhere<T>(
+        &self,
+        n: usize,
+        timeout: Duration,
+        call: impl IntoFuture<Output = T>,
+    ) -> T {
+        self.world.state().seats[n].asking_elsewhere += 1;
+        let began = self.world.now();
+        let outcome = call.await;
+        let now = self.world.now();
+        let is_over = now < began + timeout;
+        let seat = &mut self.world.state().seats[n];
+        seat.asking_elsewhere -= 1;
+        let until = if is_over { now } else { now + BUSY_MAX };
+        seat.asked_elsewhere = until.max(seat.asked_elsewhere);
         outcome
     }
 
@@ -531,10 +585,13 @@ impl Caller {
                 // A server that stops sends the replies first.
                 Err(ClientError::Disconnected) => {
                     let state = self.world.state();
-                    let stopping = state.hosts[state.seats[self.n].host].stopping_since;
+                    let seat = &state.seats[self.n];
+                    let stopping = state.hosts[seat.host].stopping_since;
+                    let was_kicked = seat.is_kicked || seat.kicked_at.is_some_and(|at| at > began);
                     let work = state.handled.get(&mark).cloned();
                     drop(state);
                     if let (Some(since), Some(work)) = (stopping, work)
+                        && !was_kicked
                         && work.start < since
                         && work.end + LATE_MAX < since + DRAIN
                         && self.is_whole_since(began)
@@ -548,9 +605,10 @@ impl Caller {
     }
 
     /// The client next to this one, mostly of another server.
-    fn neighbour(&self) -> MeshClient {
+    fn neighbour(&self) -> (usize, MeshClient) {
         let state = self.world.state();
-        state.seats[(self.n + 1) % state.seats.len()].client.clone()
+        let n = (self.n + 1) % state.seats.len();
+        (n, state.seats[n].client.clone())
     }
 
     /// Some client's connection, by its id.

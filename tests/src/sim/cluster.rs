@@ -24,7 +24,7 @@ const REPAIR: Duration = Duration::from_secs(24);
 /// How long what is under way has at the end.
 const QUIET: Duration = Duration::from_secs(9);
 
-/// How often the tables of servers are looked at.
+/// How often everybody is looked into.
 const LOOK: Duration = Duration::from_millis(300);
 
 /// The latest that a server begins.
@@ -157,6 +157,7 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 }
 
 fn live(world: &World, plan: Plan, schedule: &Schedule) {
+    world.state().end = plan.time + REPAIR + QUIET - IDLE;
     for n in 0..plan.instances {
         let host = Host::start(world, n);
         world.state().hosts.push(host);
@@ -189,14 +190,19 @@ fn live(world: &World, plan: Plan, schedule: &Schedule) {
     judge(world);
 }
 
-/// The tables of every server agree with each other, at any time.
+/// At any time the tables of every server agree with each other, and what servers and clients keep is within their limits.
 fn look(world: &World) {
     let state = world.state();
     let servers: Vec<_> = state.hosts.iter().map(|host| host.server.clone()).collect();
+    let clients: Vec<_> = state.seats.iter().map(|seat| seat.client.clone()).collect();
     drop(state);
     for server in servers {
         server.check();
     }
+    for client in clients {
+        client.check();
+    }
+    world.settle();
     let again = world.clone();
     world.clock.after(LOOK, move || look(&again));
 }
@@ -345,10 +351,10 @@ fn die(world: &World, n: usize, down: Duration) {
         return;
     }
     let (node, wire) = (host.node, host.wire);
-    state.deaths += 1;
     state.dead_until = world.now() + LEASE + RECOVERY_MAX;
     drop(state);
     world.clock.kill(node);
+    world.expect_departures(n);
     // Whoever judges holds the server still, and its backend with it.
     world.store.die(wire);
     let world = world.clone();

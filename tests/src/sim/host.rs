@@ -110,6 +110,8 @@ pub(super) struct Host {
     pub node: Node,
     pub server: MeshServer,
     pub wire: u64,
+    /// The commands of a connection wait for each other.
+    pub is_sequential: bool,
     /// Commands that began and have no outcome yet.
     pub under_way: Arc<AtomicUsize>,
     pub is_down: bool,
@@ -173,6 +175,7 @@ impl Host {
             node,
             server,
             wire,
+            is_sequential,
             under_way,
             is_down: false,
             stopping_since: None,

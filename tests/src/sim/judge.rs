@@ -44,24 +44,7 @@ pub(super) fn judge(world: &World) {
     subscriptions(world);
     records(world);
     metadata(world);
-    departures(world);
     costs(world);
-}
-
-/// The application was told of every membership that ended with its connection, even with its instance; unless who cleaned up behind it died as
-/// well, or was without the store.
-fn departures(world: &World) {
-    let state = world.state();
-    let (deaths, lost) = (state.deaths, state.lost.clone());
-    drop(state);
-    if deaths > 1 || !world.store.was_always_whole() {
-        return;
-    }
-    for (room, id) in lost {
-        if world.times_left(&room, &id) == 0 {
-            world.violation(format_args!("nobody was told that {id} has left {room}"));
-        }
-    }
 }
 
 /// Every client is connected, and every server knows all of them and nobody else.

@@ -251,12 +251,6 @@ impl SharedStore {
         })
     }
 
-    /// Whether no wire was ever broken, but by the end of its process.
-    pub fn was_always_whole(&self) -> bool {
-        let state = self.state();
-        state.wires.values().all(|wire| wire.breaks == 0)
-    }
-
     /// How many operations of an instance are under way.
     pub fn pending(&self, wire: u64) -> usize {
         let state = self.state();

@@ -12,7 +12,7 @@ use mesh_core::driver::Runtime;
 use serde_json::Value;
 
 use super::host::{CHECK_INTERVAL, Host, PLAN};
-use super::{Clock, Network, Node, SharedStore};
+use super::{Clock, LEASE, Network, Node, SharedStore};
 
 /// How much too fast or too slow a process' clock may be, in parts of a million.
 const DRIFT_PPM_MAX: i32 = 200;
@@ -65,6 +65,10 @@ pub(super) struct State {
     pub dead_until: Duration,
     /// When a failover last lost what was written before it.
     pub failed_over: Option<Duration>,
+    /// Since when all that a host tells is of the history that began then.
+    settled: BTreeMap<usize, Duration>,
+    /// When everything must be as it should.
+    pub end: Duration,
     /// The values of records by version, since the last failover.
     pub values: BTreeMap<(&'static str, u64), Option<Value>>,
     /// Whether the guard of [`VIP`] says yes.
@@ -90,10 +94,6 @@ pub(super) struct State {
     pub at_work: BTreeSet<ConnectionId>,
     /// How often the application was told that a membership is over.
     left: BTreeMap<(Name, ConnectionId), usize>,
-    /// Who was a member when his connection was lost, and nothing was broken but his cable.
-    pub lost: BTreeSet<(Name, ConnectionId)>,
-    /// How many processes died.
-    pub deaths: usize,
     /// How often an application asked for every connection.
     pub surveys: u64,
     /// What was merged last into connections' metadata, by connection and by whom, since the last failover.
@@ -108,6 +108,9 @@ pub(super) const VIP: &str = "vip";
 
 /// How many messages of a channel are remembered: more than it keeps, by so many as may be under way.
 const PUBLISHED_MAX: usize = 64;
+
+/// How long what was not acknowledged may still take effect: longer than any wire stalls.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(60);
 
 /// A message of a channel.
 struct Published {
@@ -126,6 +129,11 @@ pub(super) struct Seat {
     pub last_id: Option<ConnectionId>,
     /// The application is about to close its connection, or has done so.
     pub is_kicked: bool,
+    /// When it last was.
+    pub kicked_at: Option<Duration>,
+    /// How many of its commands another instance may be asked for now, and until when the server may have been busy with others.
+    pub asking_elsewhere: usize,
+    pub asked_elsewhere: Duration,
     /// What took it out of its rooms may do so until then.
     pub doubtful_until: Duration,
     pub name: Naming,
@@ -199,6 +207,7 @@ impl State {
     /// What was acknowledged before is no longer sure to be there.
     pub(super) fn fail_over(&mut self, now: Duration) {
         self.failed_over = Some(now);
+        self.settled.clear();
         self.values.clear();
         self.board.clear();
         self.tags.clear();
@@ -327,10 +336,28 @@ impl World {
         (self.store.lost_change_at(wire)).is_none_or(|at| at + UNTOLD_MAX < then)
     }
 
+    /// Notes which hosts have worked on for long enough behind a failover.
+    pub(super) fn settle(&self) {
+        let state = self.state();
+        let Some(failed_over) = state.failed_over else {
+            return;
+        };
+        let is_open = |host: &usize| !state.settled.contains_key(host);
+        let open: Vec<_> = (0..state.hosts.len()).filter(is_open).collect();
+        drop(state);
+        let now = self.now();
+        for host in open {
+            if failed_over + RECOVERY_MAX < now && self.is_host_whole_since(host, now) {
+                self.state().settled.insert(host, now);
+            }
+        }
+    }
+
     /// Whether what a client was told then may be what a failover has lost: its host may have had no word of that yet.
-    pub(super) fn may_have_lost(&self, n: usize, told: Duration) -> bool {
-        let failed_over = self.state().failed_over;
-        failed_over.is_some_and(|at| told < at + RECOVERY_MAX || !self.is_whole_for(n, told))
+    pub(super) fn may_have_lost(&self, told: Duration) -> bool {
+        let state = self.state();
+        let settled = |host| state.settled.get(&host).is_some_and(|at| *at <= told);
+        state.failed_over.is_some() && !(0..state.hosts.len()).all(settled)
     }
 
     /// A call begins, which has an outcome within that time.
@@ -377,16 +404,62 @@ impl World {
         before: usize,
     ) {
         let (world, ended) = (self.clone(), self.now());
+        let host = self.state().seats[n].host;
         let belongs = move |state: &State| state.seats[n].rooms.get(room).copied();
         let belonging = belongs(&self.state());
         self.clock.after(DELIVERY_MAX, move || {
             let told = world.times_left(room, &id) - before;
             // It may have come and gone again meanwhile.
             let is_wrong = told == 0 || (told > 1 && belongs(&world.state()) == belonging);
-            if is_wrong && world.is_whole_for(n, ended) {
+            if is_wrong && world.is_host_whole_since(host, ended) {
                 world.violation(format_args!("{told} times {id} has left {room} once"));
             }
         });
+    }
+
+    /// A host is about to die: another one is told that the memberships of its connections are over, if all others were there the whole time,
+    /// with the store at hand.
+    pub(super) fn expect_departures(&self, host: usize) {
+        let (world, now) = (self.clone(), self.now());
+        let state = self.state();
+        let wire = state.hosts[host].wire;
+        let others = state.hosts.iter().enumerate();
+        let others: Vec<_> = others
+            .filter(|(other, it)| *other != host && !it.is_down && it.stopping_since.is_none())
+            .map(|(other, it)| (other, it.node, it.wire))
+            .collect();
+        let are_all = others.len() + 1 == state.hosts.len();
+        let mut members = Vec::new();
+        for seat in state.seats.iter().filter(|seat| seat.host == host) {
+            let (Some(online), Some(id)) = (seat.online_since, &seat.id) else {
+                continue;
+            };
+            for (room, belonging) in &seat.rooms {
+                if let Belonging::Member { since } = belonging
+                    && *room != VIP
+                {
+                    let since = online.max(*since).saturating_sub(RECOVERY_MAX);
+                    members.push((*room, id.clone(), since));
+                }
+            }
+        }
+        drop(state);
+        members.retain(|(_, _, since)| self.store.is_whole_since(wire, *since));
+        if others.is_empty() || !are_all {
+            return;
+        }
+        self.clock
+            .after(LEASE + RECOVERY_MAX + DELIVERY_MAX, move || {
+                let were_there = others.iter().all(|(host, node, wire)| {
+                    let is_same = world.state().hosts[*host].node == *node;
+                    is_same && world.store.is_whole_since(*wire, now)
+                });
+                for (room, id, _) in members {
+                    if were_there && world.times_left(room, &id) == 0 {
+                        world.violation(format_args!("nobody was told that {id} has left {room}"));
+                    }
+                }
+            });
     }
 
     /// A message of a channel is about to be published.
@@ -399,8 +472,9 @@ impl World {
             called,
             done: None,
         });
+        let is_over = |it: &Published| it.done.is_some() || it.called + UNDER_WAY_MAX < called;
         if published.len() > PUBLISHED_MAX
-            && let Some(oldest) = published.iter().position(|it| it.done.is_some())
+            && let Some(oldest) = published.iter().position(is_over)
         {
             published.remove(oldest);
         }
@@ -431,8 +505,10 @@ impl World {
         for it in all.iter().filter(|it| it.called > kept_since) {
             let Some(done) = it.done else { continue };
             let others = || all.iter().filter(|other| other.mark != it.mark);
-            let maybe_newer =
-                others().filter(|other| other.done.is_none_or(|done| done >= it.called));
+            let maybe_newer = others().filter(|other| {
+                let done = other.done.unwrap_or(other.called + UNDER_WAY_MAX);
+                done >= it.called
+            });
             if done <= asked && maybe_newer.count() < limit && !told.contains(&it.mark) {
                 return Some(format!("{} is among the newest, and not there", it.mark));
             }
@@ -450,7 +526,11 @@ impl World {
     pub(super) fn wrong_in_plan(&self, asked: Duration, told: Option<Mark>) -> Option<String> {
         let state = self.state();
         let all = state.published.get(PLAN)?;
-        let told = all.iter().find(|it| Some(it.mark) == told);
+        let told = match told {
+            // Nobody remembers when it was.
+            Some(mark) => Some(all.iter().find(|it| it.mark == mark)?),
+            None => None,
+        };
         let was_before = |it: &&Published| {
             told.is_none_or(|told| told.done.is_some_and(|done| done < it.called))
         };
@@ -504,7 +584,8 @@ impl World {
         called: Duration,
     ) {
         let world = self.clone();
-        self.clock.after(OUTAGE_MAX, move || {
+        let left = self.state().end.saturating_sub(self.now());
+        self.clock.after(left.min(OUTAGE_MAX), move || {
             let state = world.state();
             let seat = &state.seats[n];
             let is_told = seat.gaps.get(channel).is_some_and(|at| *at > called);
@@ -541,7 +622,9 @@ impl World {
             let behind: Vec<_> = (state.seats.iter().enumerate())
                 .filter(|(_, seat)| {
                     let since = seat.belongs_since(&to);
-                    since.is_some_and(|since| since + within / 2 < world.now())
+                    // Where commands wait for each other, so does who has to ask.
+                    let is_prompt = may_be_untold || !state.hosts[seat.host].is_sequential;
+                    is_prompt && since.is_some_and(|since| since + within / 2 < world.now())
                 })
                 .map(|(n, seat)| (n, seat.held.get(record).map_or(0, |held| held.version)))
                 .filter(|(_, held)| *held < version)
@@ -561,7 +644,7 @@ impl World {
 
     /// A client was told a value of a record: it is everybody's of that version.
     pub(super) fn compare(&self, n: usize, record: &'static str, held: &Held) {
-        if self.may_have_lost(n, self.now()) {
+        if self.may_have_lost(self.now()) {
             return; // Versions of a history that is over may still be under way.
         }
         let mut state = self.state();

@@ -46,7 +46,7 @@ impl Caller {
             };
             // What was told in the meantime may be of the history that is over.
             let begins_anew =
-                update.change == RecordChange::Reset && self.world.may_have_lost(self.n, told);
+                update.change == RecordChange::Reset && self.world.may_have_lost(told);
             if update.version <= version && !begins_anew {
                 let next = update.version;
                 self.violation(format_args!("version {next} of {record} behind {version}"));
@@ -96,7 +96,7 @@ impl Caller {
 
     /// What another client, mostly of another server, publishes while a subscription is answered counts as well.
     pub(super) async fn beside(&self) {
-        let other = self.neighbour();
+        let (_, other) = self.neighbour();
         for _ in 0..=self.world.clock.below(3) {
             let called = self.world.now();
             let write = Write {

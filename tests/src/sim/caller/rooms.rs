@@ -67,7 +67,8 @@ impl Caller {
                 Some(Belonging::Member { since }) => room != VIP && self.is_whole_since(since),
                 _ => false,
             };
-            let is_same = self.seat(|seat| seat.online_since) == online;
+            // Who is thrown out at this moment was told so, and left already.
+            let is_same = self.seat(|seat| seat.online_since == online && !seat.is_kicked);
             if let (Some(id), Some(times), Some(online)) = (id, times, online)
                 && was_member
                 && is_same
@@ -121,7 +122,9 @@ impl Caller {
         let about = self.about(id.as_str());
         let by_another = self.world.clock.once_in(2);
         let is_done = if by_another {
-            let expel = self.neighbour().command::<_, bool>("expel", about);
+            let (n, neighbour) = self.neighbour();
+            let expel = neighbour.command::<_, bool>("expel", about);
+            let expel = self.asks_elsewhere(n, COMMAND_TIMEOUT, expel);
             self.ends("expel", COMMAND_TIMEOUT, expel).await.is_ok()
         } else {
             self.command::<bool>("expel", about).await.is_some()
@@ -243,6 +246,7 @@ impl Caller {
         let is_same = self.seat(|seat| seat.rooms.get(room).copied()) == belonging;
         if let (Some(id), Some(online), Some(Belonging::Member { since })) = (id, online, belonging)
             && is_same
+            && !self.seat(|seat| seat.is_kicked)
             && self.is_whole_since(online.max(since))
             && !all.contains(&(id.as_str().to_owned(), json!(self.n.to_string())))
         {
