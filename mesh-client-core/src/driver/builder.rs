@@ -269,10 +269,7 @@ mod tests {
     use super::MESSAGE_BYTES_MAX;
 
     #[test]
-    fn the_largest_reply_of_a_server_is_taken() {
-        assert_eq!(
-            MESSAGE_BYTES_MAX,
-            Limits::default().reply_bytes_max + 65_536
-        );
+    fn there_is_room_for_more_than_the_largest_reply_of_a_server() {
+        assert!(MESSAGE_BYTES_MAX > Limits::default().reply_bytes_max);
     }
 }

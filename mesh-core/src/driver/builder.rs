@@ -281,7 +281,7 @@ impl MeshServerBuilder {
 const MESSAGE_AROUND_BYTES_MAX: usize = 1_024;
 
 /// As good as never. Adding the longest duration there is to an instant would overflow.
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
+const YEAR: Duration = Duration::from_secs(31_536_000);
 
 /// An interval of nothing would be a connection that is always due.
 fn bounded(interval: Duration) -> Duration {
