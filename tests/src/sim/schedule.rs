@@ -61,7 +61,7 @@ pub const KINDS: [&str; 31] = [
 ];
 
 /// Those of it that are asked for least, so that wires break over them often.
-const RARE: [&str; 3] = ["CloseInstance", "ForgetMembers", "KeepFor"];
+const RARE: [&str; 4] = ["CloseInstance", "ForgetMembers", "KeepFor", "OpenInstance"];
 
 /// The longest tail that a failover loses.
 const TAIL_MAX: Duration = Duration::from_secs(2);
