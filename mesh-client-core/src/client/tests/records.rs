@@ -302,6 +302,15 @@ fn a_server_whose_patches_never_fit_is_asked_at_the_clients_pace() {
         assert_eq!(bench.asked(), [subscribe("patch")]);
         version += 4;
     }
+    // Nor does who subscribes meanwhile have it asked sooner.
+    bench.grant(&state("1", version));
+    bench.patch(version + 2, "[]");
+    bench.actions();
+    let _ = bench.record(2, Patch);
+    assert_eq!(bench.actions(), []);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+    version += 2;
     // One that fits, and the next gap is the first again.
     bench.grant(&state("{}", version));
     bench.patch(version + 1, &set("a", 1));
