@@ -271,34 +271,34 @@ impl<T> Desired<T> {
         (dialect.name(name), payload)
     }
 
-    /// The reply to `op` came, now; `retry_at` is when to ask again if it was of no use.
+    /// The reply to `op` came, now; what is to be asked again is after a pause.
     pub(crate) fn reply(
         &mut self,
         target: &Target,
         op: Op<T>,
         payload: &str,
-        (now, retry_at): (Instant, Instant),
+        (now, pause): (Instant, Duration),
         out: &mut Out<T>,
     ) {
+        let retry_at = after(now, pause);
         let entry = self.entry(target);
         entry.in_flight = None;
         match op.kind {
             OpKind::Restore(wants) => match grant(target, payload) {
                 Ok(grant) => {
-                    if entry.restored(grant, wants, now, out) {
+                    if entry.restored(grant, wants, (now, pause), out) {
                         self.retry(target, retry_at);
                     }
                 }
                 Err(refusal) if shapes::is_transient(&refusal) => {
-                    if let Kept::Record(record) = &mut entry.kept
-                        && shapes::is_without_store(&refusal)
-                    {
-                        record.refused();
-                    }
+                    entry.refused(&refusal, now);
+                    let is_ahead = entry.is_ahead();
                     self.retry(target, retry_at);
                     self.unanswered.remove(target);
-                    // Whoever asks anew is told what they would be told if nobody else held it.
-                    self.refuse_waiting(target, &refusal, out);
+                    if !is_ahead {
+                        // Whoever asks anew is told what they would be told if nobody else held it.
+                        self.refuse_waiting(target, &refusal, out);
+                    }
                 }
                 Err(refusal) => match &mut entry.kept {
                     Kept::Channel(subscribers) => {
@@ -344,7 +344,8 @@ impl<T> Desired<T> {
                         }
                         (Kept::Record(record), Wants::Record(mode)) => {
                             // The others first: they and the new one go on from the same state.
-                            let wait = record.granted(grant.record, mode, now, out);
+                            let times = (now, pause);
+                            let wait = record.granted(grant.record, mode, times, out);
                             if let Some(token) = token {
                                 let state = record.insert(subscription, mode);
                                 complete(out, Some(token), state.subscribed());
@@ -358,6 +359,7 @@ impl<T> Desired<T> {
                     }
                 }
                 Err(refusal) => {
+                    entry.refused(&refusal, now);
                     self.subscriptions.remove(&subscription);
                     complete(out, token, Outcome::Refused(refusal));
                 }

@@ -47,7 +47,7 @@ impl<T> Client<T> {
                 self.complete(command.token, Outcome::Reply(payload.to_owned()));
             }
             Match::Pending(InFlight::Op(target, op)) => {
-                let times = (now, after(now, self.config.restore_retry));
+                let times = (now, self.config.restore_retry);
                 self.desired
                     .reply(&target, op, payload, times, &mut self.actions);
             }

@@ -9,8 +9,8 @@ use mesh_core::protocol::builtin::RecordMode;
 
 use super::{Out, record::Record};
 use crate::{
-    action::{Action, SubscriptionId},
-    shapes::Grant,
+    action::{Action, Refusal, SubscriptionId},
+    shapes::{self, Grant},
 };
 
 /// What a request is about.
@@ -117,11 +117,24 @@ impl<T> Entry<T> {
         self.is_lost() || matches!(&self.kept, Kept::Record(record) if record.is_stale())
     }
 
-    /// Whether the next in line need not wait until the server is asked again: it has answered, and is only behind what is held.
+    /// Whether the server has answered, and is only behind what is held.
+    pub(super) fn is_ahead(&self) -> bool {
+        matches!(&self.kept, Kept::Record(record) if record.is_ahead())
+    }
+
+    /// Whether the next in line need not wait until the server is asked again.
     pub(super) fn may_go_on(&self) -> bool {
         let next = self.waiting.front().map(|op| &op.kind);
-        let is_ahead = matches!(&self.kept, Kept::Record(record) if record.is_ahead());
-        is_ahead && matches!(next, Some(OpKind::Subscribe { .. }))
+        self.is_ahead() && matches!(next, Some(OpKind::Subscribe { .. }))
+    }
+
+    /// A request was refused.
+    pub(super) fn refused(&mut self, refusal: &Refusal, now: Instant) {
+        if let Kept::Record(record) = &mut self.kept
+            && shapes::is_transient(refusal)
+        {
+            record.refused(shapes::is_without_store(refusal), now);
+        }
     }
 
     /// Whether the entry says no more than its absence would.
@@ -161,7 +174,7 @@ impl<T> Entry<T> {
         &mut self,
         grant: Grant,
         wants: Wants,
-        now: Instant,
+        times: (Instant, Duration),
         out: &mut Out<T>,
     ) -> bool {
         self.present = true;
@@ -186,7 +199,7 @@ impl<T> Entry<T> {
                 false
             }
             (Kept::Record(record), Wants::Record(mode)) => {
-                let wait = record.granted(grant.record, mode, now, out);
+                let wait = record.granted(grant.record, mode, times, out);
                 record.forget();
                 wait
             }

@@ -21,6 +21,9 @@ use crate::{
 /// compares the records it serves with the store every ten seconds (`protocol.md`, section 6.5).
 const LAG_MAX: Duration = Duration::from_secs(11);
 
+/// How long an answer may take until it says nothing of the time before: who is silent may be cut off, and is not behind.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+
 /// What the server says of a record, unasked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Word<'a> {
@@ -66,22 +69,25 @@ pub(super) struct Record {
 struct Lag {
     waited: Duration, // so far, and over connections: one that is lost again and again must not keep an old value alive
     since: Option<Instant>, // when it told so last, in this connection
+    pause: Duration,  // from then until it is asked again
     position: u64,    // what it told last
 }
 
 impl Lag {
-    /// It tells so, once more.
-    fn again(before: Option<Self>, position: u64, now: Instant) -> Self {
+    /// It tells so, once more, and is asked again after a pause.
+    fn again(before: Option<Self>, position: u64, now: Instant, pause: Duration) -> Self {
         Self {
             waited: before.map_or(Duration::ZERO, |lag| lag.waited_until(now)),
             since: Some(now),
+            pause,
             position,
         }
     }
 
     fn waited_until(self, now: Instant) -> Duration {
         let here = self.since.map(|since| now.saturating_duration_since(since));
-        self.waited + here.unwrap_or_default()
+        let most = self.pause.saturating_add(ANSWER_MAX);
+        self.waited + here.unwrap_or_default().min(most)
     }
 
     /// May it still catch up? Even one that knows nothing of the record may not have heard of its first version yet.
@@ -174,18 +180,18 @@ impl Record {
         self.heard = 0;
     }
 
-    /// The reply to a subscribe: the one state that what follows builds upon. Returns whether to ask again, and only after a while.
+    /// The reply to a subscribe, now: the one state that what follows builds upon. Returns whether to ask again, and only after `pause`.
     pub(super) fn granted<T>(
         &mut self,
         state: RecordState,
         mode: RecordMode,
-        now: Instant,
+        (now, pause): (Instant, Duration),
         out: &mut Out<T>,
     ) -> bool {
         (self.mode, self.stale) = (mode, false);
         // Our server never replies with less than it said before; the original library's does where an update comes between.
         let is_old = state.version < self.heard;
-        let lag = Lag::again(self.lag.take(), state.version, now);
+        let lag = Lag::again(self.lag.take(), state.version, now, pause);
         match &self.held {
             None => self.held = Some(state),
             Some(held) if state.version > held.version => {
@@ -203,10 +209,14 @@ impl Record {
         is_old && self.gap()
     }
 
-    /// A request was refused for want of the store: a server that is without it cannot catch up, and has its time anew.
-    pub(super) fn refused(&mut self) {
-        if let Some(lag) = &mut self.lag {
+    /// A request was refused for now. A server that is without its store cannot catch up, and has its time anew; another one lives, and that
+    /// time counts.
+    pub(super) fn refused(&mut self, is_without_store: bool, now: Instant) {
+        let Some(lag) = &mut self.lag else { return };
+        if is_without_store {
             (lag.waited, lag.since) = (Duration::ZERO, None);
+        } else if lag.since.is_some() {
+            (lag.waited, lag.since) = (lag.waited_until(now), Some(now));
         }
     }
 
@@ -377,18 +387,27 @@ mod tests {
         let mut out = Out::<()>::default();
         record.insert(second, RecordMode::Full);
         let state = RecordState::new(4, "1");
-        record.granted(state, RecordMode::Full, origin(), &mut out);
+        let times = (origin(), Duration::ZERO);
+        record.granted(state, RecordMode::Full, times, &mut out);
         assert!(record.is_stale(), "it is asked for again");
     }
 
     #[test]
     fn a_server_has_its_time_to_catch_up() {
         let since = origin();
-        let first = Lag::again(None, 1, since);
         let short = LAG_MAX - Duration::from_nanos(1);
-        for (waited, may) in [(Duration::ZERO, true), (short, true), (LAG_MAX, false)] {
-            let next = Lag::again(Some(first), 1, since + waited);
-            assert_eq!(next.may_end(), may, "{waited:?}");
+        for (pause, waited, may) in [
+            (LAG_MAX, Duration::ZERO, true),
+            (LAG_MAX, short, true),
+            (LAG_MAX, LAG_MAX, false),
+            // Who took longer than that was silent.
+            (LAG_MAX - ANSWER_MAX, LAG_MAX * 9, false),
+            (short - ANSWER_MAX, LAG_MAX * 9, true),
+            (Duration::MAX, LAG_MAX, false),
+        ] {
+            let first = Lag::again(None, 1, since, pause);
+            let next = Lag::again(Some(first), 1, since + waited, pause);
+            assert_eq!(next.may_end(), may, "{pause:?} {waited:?}");
         }
     }
 }

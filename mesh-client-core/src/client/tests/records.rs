@@ -12,6 +12,7 @@ use crate::{
 };
 
 const GONE: &str = r#"{"success":false}"#;
+const OVERLOADED: &str = r#"{"error":"e","code":"EOVERLOAD","name":"Overload"}"#;
 const BUSY: &str = r#"{"error":"e","code":"EUNAVAILABLE","name":"BackendError"}"#;
 
 /// What one subscription is told: how, the version, the value and the patch.
@@ -656,12 +657,32 @@ fn a_server_that_was_without_its_store_has_the_time_anew_to_catch_up() {
     for _ in 0..3 {
         bench.wait(SECOND);
         assert_eq!(bench.asked(), [subscribe("full")]);
-        bench.grant(r#"{"error":"e","code":"EOVERLOAD","name":"Overload"}"#);
+        bench.grant(OVERLOADED);
         assert_eq!(bench.told(id), []);
     }
     bench.wait(SECOND);
     bench.asked();
     let event = bench.is_behind_for(3, id, &old);
+    assert_eq!(event, told(Reset, 0, None));
+
+    // Whoever is told so.
+    let (mut bench, id) = Bench::holding(Full);
+    bench.reconnect();
+    for _ in 0..5 {
+        assert_eq!(bench.asked(), [subscribe("full")]);
+        bench.grant(&old);
+        bench.actions();
+        bench.wait(SECOND);
+    }
+    bench.asked();
+    bench.grant(&old);
+    bench.record(2, Patch);
+    assert_eq!(bench.asked(), [subscribe("patch")]);
+    bench.grant(BUSY);
+    assert_eq!(bench.outcomes().len(), 1);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    let event = bench.is_behind_for(11, id, &old);
     assert_eq!(event, told(Reset, 0, None));
 }
 
@@ -702,6 +723,23 @@ fn connections_that_are_lost_again_keep_no_old_value_alive() {
 }
 
 #[test]
+fn a_server_that_is_silent_is_not_behind() {
+    let (mut bench, id) = Bench::holding(Full);
+    let old = state(r#"{"a":0}"#, 1);
+    bench.reconnect();
+    bench.asked();
+    bench.grant(&old);
+    assert_eq!(bench.actions(), [Action::Status(Status::Reconnected)]);
+    bench.wait(20 * SECOND);
+    bench.actions();
+    bench.reconnect();
+    bench.asked();
+    // Two of eleven seconds were those of a server that answers.
+    let event = bench.is_behind_for(9, id, &old);
+    assert_eq!(event, told(Reset, 1, r#"{"a":0}"#));
+}
+
+#[test]
 fn who_subscribes_while_the_server_is_behind_goes_on_from_what_is_held() {
     let held = || subscribed(3, r#"{"a":1}"#);
     let behind = |mode| {
@@ -717,6 +755,14 @@ fn who_subscribes_while_the_server_is_behind_goes_on_from_what_is_held() {
         bench.record(2, after);
         assert_eq!(bench.outcomes(), [(2, held())], "the server is not asked");
     }
+
+    // Nor is it a reason to refuse anybody that it has much to do.
+    let mut bench = behind(Full);
+    bench.wait(SECOND);
+    assert_eq!(bench.asked(), [subscribe("full")]);
+    bench.record(2, Full);
+    bench.grant(OVERLOADED);
+    assert_eq!(bench.outcomes(), [(2, held())]);
 
     // One that wants patches of a record that comes whole has to ask, and at once.
     let mut bench = behind(Full);
