@@ -274,14 +274,14 @@ impl Session {
         session.load_scripts().await.map_err(refused)?;
         #[cfg(feature = "cluster")]
         if config.cluster {
-            session.is_heard(config).await?;
+            session.check_heard(config).await?;
         }
         Ok(session)
     }
 
     /// Makes sure that the nodes are what they seemed to be, and that what is published arrives.
     #[cfg(feature = "cluster")]
-    async fn is_heard(&self, config: &Config) -> Result<(), ConnectError> {
+    async fn check_heard(&self, config: &Config) -> Result<(), ConnectError> {
         let ping = pin!(self.ping());
         let late = pin!(crate::runtime::sleep(ECHO_TIME_MAX));
         let reason = match select(ping, late).await {

@@ -146,8 +146,9 @@
 //! Commands follow a slot that moves. Sharded topics do not: Redis ends the subscriptions in that slot, which the
 //! instances that have any take for an outage, and those that want one later as well. They connect again as after any
 //! outage, to the new owner. The same goes for a replica that takes over. An old primary would let one listen as its
-//! replica, and says so to nobody who listens nowhere: each node is asked each second whether it still is one. While the cluster
-//! tells different owners from different nodes, what is published in that slot may be lost; the outage follows.
+//! replica, and says so to nobody who listens nowhere: each node is asked each second whether it still is one, by `INFO replication`,
+//! which the user should be allowed. While the cluster tells different owners from different nodes, what is published in that slot may
+//! be lost; the outage follows.
 //!
 //! While a node is away the whole cluster counts as lost. A command is tried again up to twice where a node's
 //! connection broke, so that a channel message may be published twice then.

@@ -105,7 +105,7 @@ impl Listeners {
 
     /// Asks every connection for a sign of life, and each node that has slots whether it is still a primary.
     pub(crate) async fn ping(&self) -> Result<(), RedisError> {
-        let nodes = self.connections.iter().skip(1).map(is_primary);
+        let nodes = self.connections.iter().skip(1).map(check_primary);
         let ping = redis::cmd("PING");
         let first = ask(self.first(), &ping);
         try_join(first, try_join_all(nodes)).await.map(drop)
@@ -236,11 +236,14 @@ async fn ask(mut connection: MultiplexedConnection, cmd: &Cmd) -> Result<Value, 
 }
 
 /// A replica lets one subscribe too, and hears what its primary passes on, as long as it does: who connected before all nodes knew of a
-/// failover, or listens to nothing, would stay with it.
-async fn is_primary(connection: &MultiplexedConnection) -> Result<(), RedisError> {
+/// failover, or listens to nothing, would stay with it. One that does not let this user ask lives.
+async fn check_primary(connection: &MultiplexedConnection) -> Result<(), RedisError> {
     let mut info = redis::cmd("INFO");
     info.arg("replication");
-    let answer = ask(connection.clone(), &info).await?;
+    let answer = match ask(connection.clone(), &info).await {
+        Err(error) if matches!(failure(&error), Failure::Refused(_)) => return Ok(()),
+        answer => answer?,
+    };
     if decode::info(answer, "role").as_deref() == Some("slave") {
         let what = "a node has become a replica";
         return Err(RedisError::from((

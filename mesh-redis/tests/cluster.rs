@@ -454,6 +454,28 @@ fn sharded_topics_outlive_a_node() {
 }
 
 #[test]
+fn who_may_not_ask_a_node_for_its_role_is_served() {
+    run(async {
+        let cluster = Cluster::start();
+        let may = ["~*", "&*", "+@all", "-info", "+info|server"];
+        for node in &cluster.nodes {
+            let user = ["ACL", "SETUSER", "u", "on", ">p"];
+            let done = node.ask(&[&user[..], &may].concat());
+            assert_eq!(done.as_deref(), Some("OK"));
+        }
+        let builder = || cluster.sharded().username("u").password("p");
+        let one = Instance::open(builder(), "one").await;
+        let two = Instance::open(builder(), "two").await;
+        let topics = topics();
+        one.subscribe(&topics).await;
+        two.subscribe(&topics).await;
+        let several_questions = std::time::Duration::from_millis(2_500);
+        assert_eq!(one.notice_within(several_questions).await, None);
+        is_heard(&one, &two, &topics).await;
+    });
+}
+
+#[test]
 fn a_slot_that_moves_is_a_short_outage_of_who_listens_there() {
     run(async {
         let cluster = Cluster::start();
