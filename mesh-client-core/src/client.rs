@@ -171,7 +171,7 @@ impl<T> Client<T> {
     }
 
     /// Holds what is kept to the limits, and panics where it is more.
-    #[cfg(feature = "__fuzzing")]
+    #[cfg(all(feature = "driver", feature = "__fuzzing"))]
     pub(crate) fn check(&self) {
         let config = &self.config;
         let (ops, op_bytes) = self.desired.waiting();
@@ -183,10 +183,17 @@ impl<T> Client<T> {
                 && bytes <= bytes_max + config.command_bytes_max,
             "{waiting} requests of {bytes} bytes wait"
         );
-        let subscriptions = self.desired.subscriptions();
+        let (sent, bytes) = (self.correlator.len(), self.correlator.bytes());
         assert!(
-            subscriptions <= config.subscriptions_max,
-            "{subscriptions} subscriptions"
+            sent <= config.in_flight_max
+                && bytes <= config.in_flight_bytes_max + config.command_bytes_max,
+            "{sent} requests of {bytes} bytes are in flight"
+        );
+        let (subscriptions, memberships) =
+            (self.desired.subscriptions(), self.desired.memberships());
+        assert!(
+            subscriptions <= config.subscriptions_max && memberships <= config.memberships_max,
+            "{subscriptions} subscriptions, {memberships} memberships"
         );
         let abandoned = self.correlator.abandoned();
         assert!(

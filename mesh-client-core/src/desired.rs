@@ -75,7 +75,12 @@ impl<T> Desired<T> {
         self.subscriptions.len()
     }
 
-    /// Channels, records and rooms together, with `target` if it is new.
+    /// Channels, records and rooms together.
+    pub(crate) fn memberships(&self) -> usize {
+        self.channels.len() + self.records.len() + self.rooms.len()
+    }
+
+    /// The same with `target`, if it is new.
     pub(crate) fn memberships_with(&self, target: &Target) -> usize {
         let new = match target {
             Target::Channel(channel) => !self.channels.contains_key(channel),
@@ -83,7 +88,7 @@ impl<T> Desired<T> {
             Target::Room(room) => !self.rooms.contains_key(room),
             Target::Metadata => false,
         };
-        self.channels.len() + self.records.len() + self.rooms.len() + usize::from(new)
+        self.memberships() + usize::from(new)
     }
 
     /// Everything that was granted before is in force again.

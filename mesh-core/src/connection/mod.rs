@@ -492,8 +492,10 @@ impl Connection {
     }
 
     /// Holds what is kept to the limits, and panics where it is more.
-    #[cfg(feature = "__fuzzing")]
+    #[cfg(all(feature = "driver", feature = "__fuzzing"))]
     pub(crate) fn check(&self) {
+        /// What is around a payload, and an error that quotes no more than a name.
+        const SHORT_BYTES_MAX: usize = 1_024;
         let limits = &self.config.limits;
         let (commands, bytes) = (self.in_flight.len(), self.in_flight.bytes());
         assert!(
@@ -506,7 +508,11 @@ impl Connection {
             memberships <= limits.memberships_max && late <= memberships,
             "{memberships} memberships, {late} records left out"
         );
-        self.outbox.check(limits.queue_bytes_max);
+        // Each command in flight may be answered with an error where its reply would be too much.
+        let short = limits.in_flight_max * SHORT_BYTES_MAX;
+        let longest =
+            limits.reply_bytes_max.max(limits.backend_message_bytes_max) + SHORT_BYTES_MAX;
+        self.outbox.check(limits.queue_bytes_max, short, longest);
     }
 
     /// The last measured round trip.

@@ -104,15 +104,13 @@ impl Outbox {
         *self = Self::default();
     }
 
-    /// Holds what is owed to `bytes_max`, and panics where it is more.
-    #[cfg(feature = "__fuzzing")]
-    pub(super) fn check(&self, bytes_max: usize) {
-        /// What is let in as short and rare.
-        const SHORT: usize = 16 << 10;
-        let bytes = self.bytes();
+    /// Holds what is owed to `bytes_max`, beside short frames and one that is no longer than the longest; panics where it is more.
+    #[cfg(all(feature = "driver", feature = "__fuzzing"))]
+    pub(super) fn check(&self, bytes_max: usize, short: usize, longest: usize) {
+        let (bytes, grown) = (self.bytes(), self.grown);
         assert!(
-            bytes <= bytes_max + self.grown + SHORT,
-            "{bytes} bytes are owed, and {bytes_max} may be"
+            grown <= longest && bytes <= bytes_max + grown + short,
+            "{bytes} bytes are owed, {grown} of them at once, and {bytes_max} may be"
         );
     }
 
