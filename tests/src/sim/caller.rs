@@ -43,6 +43,9 @@ const LATE_MAX: Duration = Duration::from_millis(500);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSED_PINGS_MAX: u32 = 1;
 
+/// How many requests of a client are under way at once: fewer than it has at times.
+const IN_FLIGHT_MAX: usize = 5;
+
 /// How long a client may take until it gives up a connection that is silent.
 pub(super) const SILENCE_MAX: Duration =
     Duration::from_secs(PING_TIMEOUT.as_secs() * (MISSED_PINGS_MAX as u64 + 1) + 1);
@@ -156,6 +159,7 @@ impl Caller {
             .command_timeout(COMMAND_TIMEOUT)
             .ping_timeout(PING_TIMEOUT)
             .max_missed_pings(MISSED_PINGS_MAX)
+            .config(|config| config.in_flight_max = IN_FLIGHT_MAX)
             .build_on(Arc::clone(&runtime), Arc::new(balancer));
         let client = match built {
             Ok(client) => client,
@@ -182,6 +186,8 @@ impl Caller {
             unsubscribing: 0,
             unsubscribed: 0,
             held: BTreeMap::new(),
+            told: BTreeMap::new(),
+            times_left: BTreeMap::new(),
         });
         let caller = Self {
             n,
@@ -205,7 +211,7 @@ impl Caller {
                 node,
                 caller
                     .clone()
-                    .follow(record, (n + k).is_multiple_of(2), FOREVER),
+                    .follow(record, (n + k).is_multiple_of(2), FOREVER, false),
             );
         }
         clock.spawn(node, caller.clone().work(until));
@@ -315,8 +321,9 @@ impl Caller {
                 break;
             };
             let was_whole = self.is_whole_since(since.max(joined));
-            if was_whole && self.world.times_left(room, &id) == 0 {
-                self.world.expect_leave(self.n, room, id, 0);
+            let before = self.seat(|seat| seat.times_left(room, &id));
+            if was_whole && self.world.times_left(room, &id) == before {
+                self.world.expect_leave(self.n, room, id, before);
             }
         }
         self.seat(|seat| {
@@ -404,14 +411,24 @@ impl Caller {
 
     /// A call that has an outcome within its timeout.
     async fn ends<T>(&self, what: &str, timeout: Duration, call: impl IntoFuture<Output = T>) -> T {
-        let is_elsewhere = ASKED_ELSEWHERE.contains(&what);
+        if ASKED_ELSEWHERE.contains(&what) {
+            let call = self.asks_elsewhere(self.n, timeout, call);
+            self.ends_beside(what, timeout, call).await
+        } else {
+            self.ends_beside(what, timeout, call).await
+        }
+    }
+
+    /// The same of a call on another connection.
+    async fn ends_beside<T>(
+        &self,
+        what: &str,
+        timeout: Duration,
+        call: impl IntoFuture<Output = T>,
+    ) -> T {
         let what = format!("client {}: {what}", self.n);
         let number = self.world.call(what, timeout + LATE_MAX);
-        let outcome = if is_elsewhere {
-            self.asks_elsewhere(self.n, timeout, call).await
-        } else {
-            call.await
-        };
+        let outcome = call.await;
         self.world.end_call(number);
         outcome
     }

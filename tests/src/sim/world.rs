@@ -84,6 +84,8 @@ pub(super) struct State {
     pub board: BTreeMap<usize, Mark>,
     /// What was published in each channel.
     published: BTreeMap<&'static str, Vec<Published>>,
+    /// When what is no longer remembered of that had taken effect.
+    forgotten: BTreeMap<&'static str, Duration>,
     /// Events that one client is left out of.
     pub left_out: BTreeMap<Mark, usize>,
     /// Connections of which the application was told that they are there.
@@ -120,6 +122,13 @@ struct Published {
     done: Option<Duration>,
 }
 
+impl Published {
+    /// When it had taken effect, if ever.
+    fn done_by(&self) -> Duration {
+        self.done.unwrap_or(self.called + UNDER_WAY_MAX)
+    }
+}
+
 /// What a client has been told, and so may expect.
 pub(super) struct Seat {
     pub client: MeshClient,
@@ -152,6 +161,10 @@ pub(super) struct Seat {
     pub unsubscribing: usize,
     pub unsubscribed: usize,
     pub held: BTreeMap<&'static str, Held>,
+    /// When it was last told of that.
+    pub told: BTreeMap<&'static str, Duration>,
+    /// How often the application had been told that a connection has left a room when it last asked to join that.
+    pub times_left: BTreeMap<(&'static str, ConnectionId), usize>,
 }
 
 /// How a connection calls itself in its metadata, which is replaced for that.
@@ -216,6 +229,12 @@ impl State {
 }
 
 impl Seat {
+    /// How often the application had been told that a connection of this client has left a room when it last asked to join that.
+    pub(super) fn times_left(&self, room: &'static str, id: &ConnectionId) -> usize {
+        let times = self.times_left.get(&(room, id.clone()));
+        times.copied().unwrap_or_default()
+    }
+
     /// Since when this client is one of those, without a break.
     fn belongs_since(&self, to: &To) -> Option<Duration> {
         let online = self.online_since?;
@@ -439,12 +458,12 @@ impl World {
                     && *room != VIP
                 {
                     let since = online.max(*since).saturating_sub(RECOVERY_MAX);
-                    members.push((*room, id.clone(), since));
+                    members.push((*room, id.clone(), since, seat.times_left(room, id)));
                 }
             }
         }
         drop(state);
-        members.retain(|(_, _, since)| self.store.is_whole_since(wire, *since));
+        members.retain(|(_, _, since, _)| self.store.is_whole_since(wire, *since));
         if others.is_empty() || !are_all {
             return;
         }
@@ -454,8 +473,8 @@ impl World {
                     let is_same = world.state().hosts[*host].node == *node;
                     is_same && world.store.is_whole_since(*wire, now)
                 });
-                for (room, id, _) in members {
-                    if were_there && world.times_left(room, &id) == 0 {
+                for (room, id, _, before) in members {
+                    if were_there && world.times_left(room, &id) <= before {
                         world.violation(format_args!("nobody was told that {id} has left {room}"));
                     }
                 }
@@ -476,7 +495,9 @@ impl World {
         if published.len() > PUBLISHED_MAX
             && let Some(oldest) = published.iter().position(is_over)
         {
-            published.remove(oldest);
+            let done = published.remove(oldest).done_by();
+            let forgotten = state.forgotten.entry(channel).or_default();
+            *forgotten = done.max(*forgotten);
         }
     }
 
@@ -505,10 +526,7 @@ impl World {
         for it in all.iter().filter(|it| it.called > kept_since) {
             let Some(done) = it.done else { continue };
             let others = || all.iter().filter(|other| other.mark != it.mark);
-            let maybe_newer = others().filter(|other| {
-                let done = other.done.unwrap_or(other.called + UNDER_WAY_MAX);
-                done >= it.called
-            });
+            let maybe_newer = others().filter(|other| other.done_by() >= it.called);
             if done <= asked && maybe_newer.count() < limit && !told.contains(&it.mark) {
                 return Some(format!("{} is among the newest, and not there", it.mark));
             }
@@ -526,14 +544,12 @@ impl World {
     pub(super) fn wrong_in_plan(&self, asked: Duration, told: Option<Mark>) -> Option<String> {
         let state = self.state();
         let all = state.published.get(PLAN)?;
-        let told = match told {
-            // Nobody remembers when it was.
-            Some(mark) => Some(all.iter().find(|it| it.mark == mark)?),
-            None => None,
-        };
-        let was_before = |it: &&Published| {
-            told.is_none_or(|told| told.done.is_some_and(|done| done < it.called))
-        };
+        let forgotten = state.forgotten.get(PLAN).copied().unwrap_or_default();
+        let told = told.map_or(Duration::ZERO, |mark| {
+            let known = all.iter().find(|it| it.mark == mark);
+            known.map_or(forgotten, Published::done_by)
+        });
+        let was_before = |it: &&Published| told < it.called;
         let mut sure = all.iter().filter(|it| {
             it.done.is_some_and(|done| done < asked) && state.is_kept_since(it.called)
         });
@@ -642,9 +658,9 @@ impl World {
         });
     }
 
-    /// A client was told a value of a record: it is everybody's of that version.
-    pub(super) fn compare(&self, n: usize, record: &'static str, held: &Held) {
-        if self.may_have_lost(self.now()) {
+    /// A client was told a value of a record, then: it is everybody's of that version.
+    pub(super) fn compare(&self, n: usize, record: &'static str, held: &Held, told: Duration) {
+        if self.may_have_lost(told) {
             return; // Versions of a history that is over may still be under way.
         }
         let mut state = self.state();

@@ -8,11 +8,18 @@ use serde_json::{Value, json};
 
 use super::super::host::{How, Write};
 use super::super::world::Held;
-use super::{AGAIN, COMMAND_TIMEOUT, Caller, FOREVER, LATE_MAX, before};
+use super::{AGAIN, COMMAND_TIMEOUT, Caller, FOREVER, LATE_MAX, RECORDS, before};
 
 impl Caller {
-    /// Versions come in order, and one of them is the same for everybody; for so long.
-    pub(super) async fn follow(self, record: &'static str, patch: bool, time: Duration) {
+    /// Versions come in order, and one of them is the same for everybody; for so long. For more than one at a time, others beside the first
+    /// are guests.
+    pub(super) async fn follow(
+        self,
+        record: &'static str,
+        patch: bool,
+        time: Duration,
+        is_guest: bool,
+    ) {
         let mut subscription = loop {
             let call = self.client.subscribe_record::<Value>(record);
             let call = if patch { call.patch() } else { call };
@@ -27,11 +34,17 @@ impl Caller {
             version,
             value: subscription.value().cloned(),
         };
-        self.hold(record, held);
         let since = self.world.now();
-        self.seat(|seat| seat.listens.insert(record, since));
-        let mut end = pin!(self.sleep(time));
         let mut told = since;
+        if is_guest {
+            // He may be given what others were told.
+            told = self.seat(|seat| seat.told.get(record).copied().unwrap_or(since));
+            self.world.compare(self.n, record, &held, told);
+        } else {
+            self.hold(record, held);
+            self.seat(|seat| seat.listens.insert(record, since));
+        }
+        let mut end = pin!(self.sleep(time));
         while let Some(next) = before(&mut end, subscription.next()).await {
             let update = match next {
                 Some(Ok(update)) => update,
@@ -65,22 +78,33 @@ impl Caller {
                 version,
                 value: update.value,
             };
-            self.hold(record, held);
+            if is_guest {
+                self.world.compare(self.n, record, &held, told);
+            } else {
+                self.hold(record, held);
+            }
         }
-        self.seat(|seat| {
-            seat.listens.remove(record);
-            seat.held.remove(record);
-        });
+        if !is_guest {
+            self.seat(|seat| {
+                seat.listens.remove(record);
+                seat.held.remove(record);
+                seat.told.remove(record);
+            });
+        }
         self.end("unsubscribe record", subscription.unsubscribe())
             .await;
     }
 
     fn hold(&self, record: &'static str, held: Held) {
-        self.world.compare(self.n, record, &held);
-        self.seat(|seat| seat.held.insert(record, held));
+        let now = self.world.now();
+        self.world.compare(self.n, record, &held, now);
+        self.seat(|seat| {
+            seat.held.insert(record, held);
+            seat.told.insert(record, now);
+        });
     }
 
-    /// Follows a record for a moment, unless it does so already.
+    /// Follows a record for a moment, beside who does so all the time or alone; one at a time.
     pub(super) fn glance(&self, until: &mut Duration) {
         let now = self.world.now();
         if now < *until {
@@ -91,7 +115,10 @@ impl Caller {
         // The answer may take as long as any.
         *until = now + time + COMMAND_TIMEOUT + LATE_MAX;
         let patch = clock.once_in(2);
-        clock.spawn(self.node, self.clone().follow("pulse", patch, time));
+        let guest = RECORDS.get(clock.below(6) as usize).copied();
+        let record = guest.unwrap_or("pulse");
+        let following = self.clone().follow(record, patch, time, guest.is_some());
+        clock.spawn(self.node, following);
     }
 
     /// What another client, mostly of another server, publishes while a subscription is answered counts as well.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join;
 use serde_json::{Value, json};
 
-use super::super::world::{Belonging, DELIVERY_MAX, STAFF, VIP};
+use super::super::world::{Belonging, DELIVERY_MAX, STAFF, Seat, VIP};
 use super::{COMMAND_TIMEOUT, Caller, LATE_MAX};
 
 /// The longest that what takes somebody out of his rooms may take to do so.
@@ -25,8 +25,23 @@ impl Caller {
         });
     }
 
+    /// Notes how often this connection has left a room that it is about to join.
+    fn count_leaves(&self, room: &'static str) {
+        if let Some(id) = self.seat(|seat| seat.id.clone()) {
+            let times = self.world.times_left(room, &id);
+            self.seat(|seat| seat.times_left.insert((room, id), times));
+        }
+    }
+
     pub(super) async fn join(&self, room: &'static str) {
         let asked = self.world.now();
+        let is_member = |seat: &mut Seat| {
+            let belonging = seat.rooms.get(room);
+            matches!(belonging, Some(Belonging::Member { .. }))
+        };
+        if !self.seat(is_member) {
+            self.count_leaves(room);
+        }
         let before = self.seat(|seat| seat.rooms.insert(room, Belonging::Unknown));
         let what = if room == VIP { "join vip" } else { "join" };
         let joined = self.call(what, self.client.join_room::<Vec<String>>(room));
@@ -84,6 +99,7 @@ impl Caller {
     pub(super) async fn enlist(&self) {
         let before = self.seat(|seat| seat.online_since);
         self.seat(|seat| seat.rooms.remove(STAFF));
+        self.count_leaves(STAFF);
         let (command, is_member) = match self.world.clock.below(4) {
             0 => ("dismiss", false),
             1 => {
@@ -125,7 +141,8 @@ impl Caller {
             let (n, neighbour) = self.neighbour();
             let expel = neighbour.command::<_, bool>("expel", about);
             let expel = self.asks_elsewhere(n, COMMAND_TIMEOUT, expel);
-            self.ends("expel", COMMAND_TIMEOUT, expel).await.is_ok()
+            let expel = self.ends_beside("expel", COMMAND_TIMEOUT, expel);
+            expel.await.is_ok()
         } else {
             self.command::<bool>("expel", about).await.is_some()
         };
@@ -171,10 +188,14 @@ impl Caller {
         let Some(id) = id else { return };
         let about = self.about(id.as_str());
         let called = self.world.now();
-        if self.command::<bool>("kick", about).await.is_none() {
-            return;
-        }
         let world = self.world.clone();
+        if self.command::<bool>("kick", about).await.is_none() {
+            // It may be done yet, but not for ever.
+            return self.world.clock.after(EXPULSION_MAX, move || {
+                let seat = &mut world.state().seats[whose];
+                seat.is_kicked &= seat.id != Some(id);
+            });
+        }
         self.world.clock.after(DELIVERY_MAX, move || {
             let client = world.state().seats[whose].client.clone();
             let is_there = client.connection_id().as_deref() == Some(id.as_str());
