@@ -157,7 +157,6 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 }
 
 fn live(world: &World, plan: Plan, schedule: &Schedule) {
-    world.state().end = plan.time + REPAIR + QUIET - IDLE;
     for n in 0..plan.instances {
         let host = Host::start(world, n);
         world.state().hosts.push(host);
@@ -240,11 +239,12 @@ fn happen(world: &World, plan: Plan, fault: &Fault) {
             world.store.replicate();
             world.disturb(tail + RECOVERY_MAX);
             let world = world.clone();
-            world.clone().clock.after(tail, move || fail_over(&world));
+            let clock = world.clock.clone();
+            clock.after(tail, move || fail_over(&world, Some(tail)));
         }
         Fault::LoseData => {
             world.disturb(RECOVERY_MAX);
-            fail_over(world);
+            fail_over(world, None);
         }
         Fault::Crash { host, down } => {
             world.disturb(Duration::from_secs(1));
@@ -257,10 +257,10 @@ fn happen(world: &World, plan: Plan, fault: &Fault) {
 }
 
 /// What was written last is lost, or everything, where there is no replica.
-fn fail_over(world: &World) {
+fn fail_over(world: &World, tail: Option<Duration>) {
     let now = world.now();
     let mut state = world.state();
-    state.fail_over(now);
+    state.fail_over(now, tail);
     // Who was taken out may be in it again.
     state.dead_until = now + LEASE + RECOVERY_MAX;
     drop(state);

@@ -29,8 +29,8 @@ pub(super) const RECOVERY_MAX: Duration = Duration::from_secs(10);
 /// How long a change of a record may go unnoticed that was lost by itself.
 const UNTOLD_MAX: Duration = CHECK_INTERVAL.saturating_add(DELIVERY_MAX);
 
-/// How long it may take until who has missed something is told so.
-const OUTAGE_MAX: Duration = Duration::from_secs(40);
+/// How often it is looked at whether who has missed something was told so.
+const GAP_LOOK: Duration = Duration::from_secs(3);
 
 /// What a line of the log begins with that tells of a broken promise.
 pub(super) const VIOLATION: &str = "VIOLATION";
@@ -67,8 +67,6 @@ pub(super) struct State {
     pub failed_over: Option<Duration>,
     /// Since when all that a host tells is of the history that began then.
     settled: BTreeMap<usize, Duration>,
-    /// When everything must be as it should.
-    pub end: Duration,
     /// The values of records by version, since the last failover.
     pub values: BTreeMap<(&'static str, u64), Option<Value>>,
     /// Whether the guard of [`VIP`] says yes.
@@ -217,9 +215,15 @@ impl State {
         self.failed_over.is_none_or(|at| at < called)
     }
 
-    /// What was acknowledged before is no longer sure to be there.
-    pub(super) fn fail_over(&mut self, now: Duration) {
+    /// What was acknowledged before is no longer sure to be there: what was written since then is gone, or everything.
+    pub(super) fn fail_over(&mut self, now: Duration, tail: Option<Duration>) {
         self.failed_over = Some(now);
+        for seat in &mut self.seats {
+            // Its server states it again; but what others merge before into what there was counts as newer.
+            if tail.is_some_and(|tail| seat.name.at + tail >= now) {
+                seat.name.now = None;
+            }
+        }
         self.settled.clear();
         self.values.clear();
         self.board.clear();
@@ -590,7 +594,8 @@ impl World {
         });
     }
 
-    /// A message of a channel may be lost: whoever is subscribed to it all the time hears it in the end, or that there is a gap.
+    /// A message of a channel may be lost: whoever is subscribed to it all the time hears it or that there is a gap, by the time that everything
+    /// that concerns him is whole again.
     fn expect_gap(
         &self,
         n: usize,
@@ -600,18 +605,22 @@ impl World {
         called: Duration,
     ) {
         let world = self.clone();
-        let left = self.state().end.saturating_sub(self.now());
-        self.clock.after(left.min(OUTAGE_MAX), move || {
+        self.clock.after(GAP_LOOK, move || {
             let state = world.state();
             let seat = &state.seats[n];
             let is_told = seat.gaps.get(channel).is_some_and(|at| *at > called);
             let is_lost = seat.belongs_since(&To::Channel(channel)) == Some(since)
                 && !seat.heard.contains(&mark);
             drop(state);
-            if is_lost && !is_told {
+            if !is_lost || is_told {
+                return;
+            }
+            if world.is_whole_for(n, world.now()) {
                 world.violation(format_args!(
                     "client {n} heard neither {mark} of {channel} nor of a gap"
                 ));
+            } else {
+                world.expect_gap(n, channel, mark, since, called);
             }
         });
     }
