@@ -43,7 +43,7 @@ const LATE_MAX: Duration = Duration::from_millis(500);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const MISSED_PINGS_MAX: u32 = 1;
 
-/// How many requests of a client are under way at once: fewer than it has at times.
+/// How many requests of some clients are under way at once: fewer than they have at times.
 const IN_FLIGHT_MAX: usize = 5;
 
 /// How long a client may take until it gives up a connection that is silent.
@@ -154,12 +154,17 @@ impl Caller {
             network: world.network.connector(),
             n,
         };
+        let is_patient = world.clock.once_in(2);
         let built = MeshClient::builder(&url)
             .backoff(Duration::from_millis(300), Duration::from_secs(2))
             .command_timeout(COMMAND_TIMEOUT)
             .ping_timeout(PING_TIMEOUT)
             .max_missed_pings(MISSED_PINGS_MAX)
-            .config(|config| config.in_flight_max = IN_FLIGHT_MAX)
+            .config(|config| {
+                if is_patient {
+                    config.in_flight_max = IN_FLIGHT_MAX;
+                }
+            })
             .build_on(Arc::clone(&runtime), Arc::new(balancer));
         let client = match built {
             Ok(client) => client,
