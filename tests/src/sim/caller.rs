@@ -512,9 +512,9 @@ impl Caller {
                 8 => self.publish("news").await,
                 9 => self.publish("side").await,
                 10 => self.toggle(&mut side),
-                11 => self.write("doc").await,
-                12 => self.merge().await,
-                13 => self.count().await,
+                11 if self.may_write("doc") => self.write("doc").await,
+                12 if self.may_write("board") => self.merge().await,
+                13 if self.may_write("count") => self.count().await,
                 14 => self.announce().await,
                 15 => self.whisper().await,
                 16 => self.tag().await,
@@ -544,6 +544,12 @@ impl Caller {
                 _ => self.shout(STAFF).await,
             }
         }
+    }
+
+    /// Whether it is time to write a record.
+    fn may_write(&self, record: &str) -> bool {
+        let begin = self.world.state().begins.get(record).copied();
+        begin.is_none_or(|begin| begin <= self.world.now())
     }
 
     async fn double(&self) {

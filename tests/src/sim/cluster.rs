@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures_util::future::poll_fn;
 use mesh_core::driver::{ByteStream, Payload};
 
-use super::caller::{Caller, SILENCE_MAX};
+use super::caller::{Caller, RECORDS, SILENCE_MAX};
 use super::host::{DRAIN, Host, PING_INTERVAL, QUEUE_BYTES_MAX};
 use super::judge::judge;
 use super::schedule::{Fault, Plan, Schedule, TRAP_MAX};
@@ -157,6 +157,13 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 }
 
 fn live(world: &World, plan: Plan, schedule: &Schedule) {
+    for record in RECORDS {
+        // What is first written while something is broken some servers have not heard of.
+        if world.clock.once_in(2) {
+            let begin = world.clock.between(Duration::ZERO, plan.time);
+            world.state().begins.insert(record, begin);
+        }
+    }
     for n in 0..plan.instances {
         let host = Host::start(world, n);
         world.state().hosts.push(host);

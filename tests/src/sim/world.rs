@@ -67,6 +67,8 @@ pub(super) struct State {
     pub failed_over: Option<Duration>,
     /// Since when all that a host tells is of the history that began then.
     settled: BTreeMap<usize, Duration>,
+    /// When clients begin to write a record, if not at once.
+    pub begins: BTreeMap<&'static str, Duration>,
     /// The values of records by version, since the last failover.
     pub values: BTreeMap<(&'static str, u64), Option<Value>>,
     /// Whether the guard of [`VIP`] says yes.
