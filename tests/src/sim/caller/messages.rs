@@ -72,9 +72,12 @@ impl Caller {
     }
 
     /// A message is there: those of one publisher in its order, none of them twice, and none that it was left out of.
-    fn hears(&self, what: &str, message: &Message, last: &mut BTreeMap<(usize, u64), Mark>) {
+    fn hears(&self, what: &str, message: &Message, last: &mut BTreeMap<[u64; 3], Mark>) {
         self.log(format_args!("hears {what} {}", message.mark));
-        let before = last.insert((message.from, message.via), message.mark);
+        // What is under way while a client goes from one server to another may reach both of its connections.
+        let here = self.seat(|seat| seat.losses);
+        let from = message.from as u64;
+        let before = last.insert([from, message.via, here], message.mark);
         if before.is_some_and(|before| before >= message.mark) {
             self.violation(format_args!("{what} {message:?} behind {before:?}"));
         }
