@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use super::host::{About, DRAIN, KICKED, Message, Slow};
 use super::world::{Belonging, Mark, Naming, STAFF, Seat, VIP, World};
-use super::{Clock, Node};
+use super::{Clock, LEASE, Node};
 
 pub(super) const CHANNELS: [&str; 2] = ["news", "side"];
 /// The first and the last are in one shard of every server.
@@ -297,7 +297,8 @@ impl Caller {
         let asked = if is_behind {
             began.saturating_sub(COMMAND_TIMEOUT + BUSY_MAX)
         } else if ASKED_ELSEWHERE.contains(&what) {
-            began
+            // Who was away itself does not say of others for so long whether they are gone.
+            began.saturating_sub(LEASE)
         } else {
             return false;
         };
@@ -449,7 +450,8 @@ impl Caller {
         let began = self.world.now();
         let outcome = call.await;
         let now = self.world.now();
-        let is_over = now < began + timeout;
+        // By a clock that may be fast.
+        let is_over = now + LATE_MAX < began + timeout;
         let seat = &mut self.world.state().seats[n];
         seat.asking_elsewhere -= 1;
         let until = if is_over { now } else { now + BUSY_MAX };
