@@ -26,7 +26,7 @@ use crate::{
     decode,
     instances::Note,
     keys::{Incarnation, Keys},
-    listeners::{Listeners, Refused},
+    listeners::{Listeners, Refused, ask},
     random,
     scripts::{self, Script},
     shards::Watch,
@@ -324,12 +324,7 @@ impl Session {
     async fn check_version(&self) -> Result<(), Result<String, RedisError>> {
         let mut cmd = redis::cmd("INFO");
         cmd.arg("server");
-        let mut connection = self.listeners.first();
-        let value = connection
-            .send_packed_command(&cmd)
-            .await
-            .and_then(Value::extract_error)
-            .map_err(Err)?;
+        let value = ask(self.listeners.first(), &cmd).await.map_err(Err)?;
         let version = decode::info(value, "redis_version");
         let version = version.unwrap_or_else(|| "of an unknown version".to_owned());
         let major = version

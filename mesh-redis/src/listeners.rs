@@ -63,8 +63,7 @@ impl Listeners {
     ) -> Result<(), RedisError> {
         let mut cmd = redis::cmd("CLUSTER");
         cmd.arg("SLOTS");
-        let slots = self.first().send_packed_command(&cmd).await?;
-        let slots = slots.extract_error()?;
+        let slots = ask(self.first(), &cmd).await?;
         let host = match asked.addr() {
             ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => host,
             _ => "127.0.0.1",
@@ -230,7 +229,11 @@ impl Listeners {
     }
 }
 
-async fn ask(mut connection: MultiplexedConnection, cmd: &Cmd) -> Result<Value, RedisError> {
+/// Sends a command on this connection itself; the answer, or the error that it is.
+pub(crate) async fn ask(
+    mut connection: MultiplexedConnection,
+    cmd: &Cmd,
+) -> Result<Value, RedisError> {
     let answer = connection.send_packed_command(cmd).await?;
     answer.extract_error()
 }
