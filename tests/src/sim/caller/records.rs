@@ -39,11 +39,10 @@ impl Caller {
         if is_guest {
             // He may be given what others were told.
             told = self.seat(|seat| seat.told.get(record).copied().unwrap_or(since));
-            self.world.compare(self.n, record, &held, told);
         } else {
-            self.hold(record, held);
             self.seat(|seat| seat.listens.insert(record, since));
         }
+        self.hold(record, held, told, is_guest);
         let mut end = pin!(self.sleep(time));
         while let Some(next) = before(&mut end, subscription.next()).await {
             let update = match next {
@@ -78,11 +77,7 @@ impl Caller {
                 version,
                 value: update.value,
             };
-            if is_guest {
-                self.world.compare(self.n, record, &held, told);
-            } else {
-                self.hold(record, held);
-            }
+            self.hold(record, held, told, is_guest);
         }
         if !is_guest {
             self.seat(|seat| {
@@ -95,13 +90,14 @@ impl Caller {
             .await;
     }
 
-    fn hold(&self, record: &'static str, held: Held) {
-        let now = self.world.now();
-        self.world.compare(self.n, record, &held, now);
-        self.seat(|seat| {
-            seat.held.insert(record, held);
-            seat.told.insert(record, now);
-        });
+    fn hold(&self, record: &'static str, held: Held, told: Duration, is_guest: bool) {
+        self.world.compare(self.n, record, &held, told);
+        if !is_guest {
+            self.seat(|seat| {
+                seat.held.insert(record, held);
+                seat.told.insert(record, told);
+            });
+        }
     }
 
     /// Follows a record for a moment, beside who does so all the time or alone; one at a time.
